@@ -1,0 +1,126 @@
+"""BLIP as Hugging Face builds it: configurations, embeddings and block adapters.
+
+The Hugging Face modules own the weights and their names; the loop, the masks and the decoding are ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BlipConfig, BlipForQuestionAnswering
+from transformers.models.blip.modeling_blip import BlipVisionModel
+from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+from madtp_core.blocks import BlipTextBlock, BlipVisionBlock
+from madtp_core.flops import TextGeometry, VisionGeometry
+from madtp_core.tokens import Tokens
+
+
+def blip_config(
+    *,
+    width: int = 768,
+    heads: int = 12,
+    vision_blocks: int = 12,
+    text_blocks: int = 12,
+    image_size: int = 384,
+    patch_size: int = 16,
+    vocabulary: int = 30524,
+    max_text_tokens: int = 512,
+    bos_token_id: int = 30522,
+    sep_token_id: int = 102,
+    pad_token_id: int = 0,
+) -> BlipConfig:
+    """A BLIP of one width for both branches; the defaults are BLIP-base.
+
+    Differs from Hugging Face's defaults where those differ from BLIP: vision LayerNorm eps 1e-6, twelve text heads,
+    and a vision initialiser that is not practically zero.
+    """
+    vision = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": vision_blocks,
+        "num_attention_heads": heads,
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "layer_norm_eps": 1e-6,
+        "initializer_range": 0.02,
+    }
+    text = {
+        "hidden_size": width,
+        "encoder_hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": text_blocks,
+        "num_attention_heads": heads,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": max_text_tokens,
+        "bos_token_id": bos_token_id,
+        "eos_token_id": sep_token_id,
+        "sep_token_id": sep_token_id,
+        "pad_token_id": pad_token_id,
+    }
+    return BlipConfig(vision_config=vision, text_config=text)
+
+
+def build_blip_vqa(config: BlipConfig) -> BlipForQuestionAnswering:
+    """A BLIP-VQA with fresh weights."""
+    return BlipForQuestionAnswering(config)
+
+
+def scramble(module: nn.Module, seed: int = 0, std: float = 0.05) -> None:
+    """Replace every parameter by noise, norms around one: a fresh model is too close to zero to test anything."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * std
+            is_norm_scale = "norm" in name.lower() and name.endswith("weight")
+            parameter.copy_(noise + 1.0 if is_norm_scale else noise)
+
+
+def vision_geometry(config: Any, image_height: int, image_width: int) -> VisionGeometry:
+    """Cost geometry of a BLIP vision configuration at an image size in pixels."""
+    return VisionGeometry(
+        width=config.hidden_size,
+        mlp_width=config.intermediate_size,
+        blocks=config.num_hidden_layers,
+        patch_size=config.patch_size,
+        image_height=image_height,
+        image_width=image_width,
+    )
+
+
+def text_geometry(config: Any) -> TextGeometry:
+    """Cost geometry of a BLIP text configuration."""
+    return TextGeometry(
+        width=config.hidden_size,
+        mlp_width=config.intermediate_size,
+        blocks=config.num_hidden_layers,
+        memory_width=config.encoder_hidden_size,
+        vocabulary=config.vocab_size,
+    )
+
+
+def vision_blocks(model: BlipVisionModel) -> list[BlipVisionBlock]:
+    """Adapters of a vision tower's blocks."""
+    return [BlipVisionBlock(layer) for layer in model.encoder.layers]
+
+
+def text_blocks(model: BlipTextModel) -> list[BlipTextBlock]:
+    """Adapters of a text tower's blocks."""
+    return [BlipTextBlock(layer) for layer in model.encoder.layer]
+
+
+def embed_image(model: BlipVisionModel, pixel_values: Tensor) -> Tokens:
+    """Patch and class embeddings: pixel_values [B, 3, height, width] -> tokens [B, 1 + patches, C].
+
+    Position embeddings are interpolated when the image is not of the size the model was trained on.
+    """
+    trained = model.embeddings.image_size
+    interpolate = tuple(pixel_values.shape[-2:]) != (trained, trained)
+    return Tokens.from_hidden(model.embeddings(pixel_values, interpolate_pos_encoding=interpolate))
+
+
+def embed_text(model: BlipTextModel, token_ids: Tensor, mask: Tensor | None) -> Tokens:
+    """Word and position embeddings: token_ids [B, L], mask [B, L] -> tokens [B, L, C]."""
+    return Tokens.from_hidden(model.embeddings(input_ids=token_ids), mask)

@@ -1,0 +1,164 @@
+"""Text decoding: teacher-forced, greedy, beam search and candidate ranking, with a key-value cache.
+
+Ours, because Hugging Face's `generate` drops the cross-attention mask of BLIP and so is wrong on memories of
+different lengths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from madtp_core.attention import causal_attend
+from madtp_core.blocks import BlipTextBlock, Memory
+from madtp_core.tokens import Tokens
+
+Cache = list[tuple[Tensor, Tensor]]  # one key, value [B, L, H, D] a block
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One generated or ranked text.
+
+    token_ids: without start and end tokens. score: mean log-probability of the emitted tokens, the end token
+    included where it was emitted. passes: (new tokens, attended tokens) of each decoder pass spent on it.
+    """
+
+    token_ids: tuple[int, ...]
+    score: float
+    passes: tuple[tuple[int, int], ...]
+
+
+class TextDecoder:
+    """A causal text tower that reads a memory: embeddings, blocks and language-model head of a BLIP decoder."""
+
+    def __init__(self, embeddings: Any, blocks: list[BlipTextBlock], head: Any, start_id: int, end_id: int) -> None:
+        self.embeddings, self.blocks, self.head = embeddings, blocks, head
+        self.start_id, self.end_id = start_id, end_id
+
+    def remember(self, tokens: Tokens) -> Memory:
+        """Project what will be read, once for all its readers and steps."""
+        return Memory.project(tokens, list(self.blocks))
+
+    def forward(self, token_ids: Tensor, memory: Memory, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+        """Logits [B, L, vocabulary] float32 of token_ids [B, L] that follow the cached ones, and the new cache.
+
+        Right padding is harmless: attention is causal, so no real token sees it.
+        """
+        past = 0 if cache is None else cache[0][0].shape[1]
+        tokens = Tokens.from_hidden(self.embeddings(input_ids=token_ids, past_key_values_length=past))
+        grown: Cache = []
+        for index, block in enumerate(self.blocks):
+            query, key, value = block.qkv(tokens.hidden)
+            if cache is not None:
+                key = torch.cat([cache[index][0], key], 1)
+                value = torch.cat([cache[index][1], value], 1)
+            grown.append((key, value))
+            context = causal_attend(query, key, value)
+            tokens = tokens.with_hidden(block.add_attention(tokens.hidden, context))
+            tokens = tokens.with_hidden(block.add_cross_attention(tokens, memory, index))
+            tokens = tokens.with_hidden(block.add_mlp(tokens.hidden))
+        return self.head(tokens.hidden).float(), grown
+
+
+def greedy(decoder: TextDecoder, memory: Memory, rows: Tensor, max_new_tokens: int) -> list[Decoded]:
+    """The likeliest token at every step for each row; rows [R] names each row's memory."""
+    memory = memory.read_by(rows)
+    count = len(rows)
+    inputs = torch.full((count, 1), decoder.start_id, device=rows.device)
+    cache: Cache | None = None
+    emitted: list[Tensor] = []
+    log_probs: list[Tensor] = []
+    finished = torch.zeros(count, dtype=torch.bool, device=rows.device)
+    for _ in range(max_new_tokens):
+        logits, cache = decoder.forward(inputs, memory, cache)
+        best, token = logits[:, -1].log_softmax(-1).max(-1)
+        emitted.append(torch.where(finished, decoder.end_id, token))
+        log_probs.append(torch.where(finished, 0.0, best))
+        finished = finished | (token == decoder.end_id)
+        if bool(finished.all()):
+            break
+        inputs = token.unsqueeze(1)
+    tokens, scores = torch.stack(emitted, 1).tolist(), torch.stack(log_probs, 1).tolist()
+    return [_decoded(ids, row, decoder.end_id) for ids, row in zip(tokens, scores, strict=True)]
+
+
+def _decoded(token_ids: list[int], log_probs: list[float], end_id: int, beams: int = 1) -> Decoded:
+    """Cut a row at its end token; a step is a pass of every beam."""
+    steps = token_ids.index(end_id) + 1 if end_id in token_ids else len(token_ids)
+    text = tuple(token for token in token_ids[:steps] if token != end_id)
+    passes = tuple((1, step + 1) for step in range(steps) for _ in range(beams))
+    return Decoded(text, sum(log_probs[:steps]) / steps, passes)
+
+
+def rank(decoder: TextDecoder, memory: Memory, row: int, candidates: list[list[int]]) -> list[Decoded]:
+    """Score each candidate answer of one memory by its mean token log-probability, in the given order."""
+    device = memory.keys[0].device
+    texts = [[decoder.start_id, *ids, decoder.end_id] for ids in candidates]
+    longest = max(len(text) for text in texts)
+    padded = torch.tensor([text + [decoder.end_id] * (longest - len(text)) for text in texts], device=device)
+    readers = torch.full((len(texts),), row, device=device)
+    logits, _ = decoder.forward(padded[:, :-1], memory.read_by(readers))
+    log_probs = -F.cross_entropy(logits.transpose(1, 2), padded[:, 1:], reduction="none")  # [R, L]
+    lengths = torch.tensor([len(text) - 1 for text in texts], device=device)
+    real = torch.arange(longest - 1, device=device) < lengths.unsqueeze(1)
+    scores = ((log_probs * real).sum(1) / lengths).tolist()
+    return [
+        Decoded(tuple(ids), score, ((len(ids) + 1, len(ids) + 1),))
+        for ids, score in zip(candidates, scores, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Hypothesis:
+    token_ids: tuple[int, ...]
+    log_prob: float
+
+    def score(self) -> float:
+        return self.log_prob / len(self.token_ids)
+
+
+def beam_search(decoder: TextDecoder, memory: Memory, row: int, beams: int, max_new_tokens: int) -> Decoded:
+    """Beam search over one memory; hypotheses compare by mean log-probability (length penalty 1).
+
+    Stops when so many hypotheses have ended that no open beam can beat the worst of them, as Hugging Face's
+    `early_stopping=False` does.
+    """
+    device = memory.keys[0].device
+    inputs = torch.full((1, 1), decoder.start_id, device=device)
+    open_beams, ended, cache = [_Hypothesis((), 0.0)], [], None  # type: list[_Hypothesis], list[_Hypothesis], Cache | None
+    passes: list[tuple[int, int]] = []
+    for step in range(max_new_tokens):
+        readers = torch.full((len(open_beams),), row, device=device)
+        logits, cache = decoder.forward(inputs, memory.read_by(readers), cache)
+        passes += [(1, step + 1)] * len(open_beams)
+        totals = logits[:, -1].log_softmax(-1) + torch.tensor(
+            [[beam.log_prob] for beam in open_beams], device=device
+        )  # [beams, vocabulary]
+        best = totals.flatten().topk(min(2 * beams, totals.numel()))
+        extended: list[tuple[_Hypothesis, int]] = []
+        for rank_, (total, flat) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+            parent, token = divmod(flat, totals.shape[1])
+            hypothesis = _Hypothesis((*open_beams[parent].token_ids, token), total)
+            if token != decoder.end_id:
+                extended.append((hypothesis, parent))
+            elif rank_ < beams:
+                ended.append(hypothesis)
+            if len(extended) == beams:
+                break
+        ended = sorted(ended, key=_Hypothesis.score, reverse=True)[:beams]
+        open_beams = [hypothesis for hypothesis, _ in extended]
+        if len(ended) == beams and ended[-1].score() >= open_beams[0].score():
+            break
+        parents = torch.tensor([parent for _, parent in extended], device=device)
+        cache = [(key[parents], value[parents]) for key, value in cache]
+        inputs = torch.tensor([[hypothesis.token_ids[-1]] for hypothesis in open_beams], device=device)
+    else:
+        ended = sorted([*ended, *open_beams], key=_Hypothesis.score, reverse=True)
+    winner = ended[0]
+    text = tuple(token for token in winner.token_ids if token != decoder.end_id)
+    return Decoded(text, winner.score(), tuple(passes))
