@@ -61,7 +61,8 @@ def aligned_features(queries: Tensor, attention: Tensor, mask: Tensor | None) ->
     logits = attention.transpose(1, 2) / queries.shape[-1] ** 0.5  # [B, K, N]
     if mask is not None:
         logits = logits.masked_fill(~mask.unsqueeze(1), float("-inf"))
-    return logits.softmax(-1).to(queries.dtype) @ queries
+    gathered: Tensor = logits.softmax(-1).to(queries.dtype) @ queries
+    return gathered
 
 
 def alignment_loss(vision: Tensor, text: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ _TILE_BYTES = 1 << 20  # one tile of probabilities: fits a core's second-level c
 class Signals:
     """What one block's self-attention tells a pruner; always float32 and padded. None: not asked for.
 
-    received: [B, N], sum over the real queries behind the protected token of the largest head's P[h, query, i].
+    received: [B, N], sum over real queries behind the protected token of max over heads of P[h, query, i].
     class_row: [B, H, N], the protected token's attention P[h, 0, i].
     head_norms: [B, H, N], norm of each head's output at token i, before the output projection.
     """
@@ -44,7 +44,7 @@ def attend(
     """Self-attention within each row, with the signals named in needs.
 
     query, key, value: [B, N, H, D], or packed [T, H, D]; padding is neither attended to nor counted.
-    Returns the context [B, N, H * D] or [T, H * D] and the signals. An unscored call runs torch's fused kernel.
+    Returns the context [B, N, H * D] or [T, H * D] and the signals. An unscored call runs a fused kernel.
     """
     query, key, value = (tokens.to_padded(x).transpose(1, 2) for x in (query, key, value))  # [B, H, N, D]
     wanted = needs & ATTENTION_SIGNALS
@@ -79,7 +79,8 @@ def _over_keys(mask: Tensor | None) -> Tensor | None:
 def _unscored(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """query [B, H, N, D], key, value [B, H, M, D], mask broadcastable to [B, H, N, M] -> [B, H, N, D].
 
-    Trains with an explicit softmax on a CPU: the backward of torch's fused CPU kernel is up to three times slower.
+    Trains with an explicit softmax on a CPU: the backward of torch's fused CPU kernel is up to three times
+    slower.
     """
     if query.device.type != "cpu" or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -87,7 +88,8 @@ def _unscored(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
         logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         if mask is not None:
             logits = logits.masked_fill(~mask, float("-inf"))
-        return logits.softmax(-1) @ value
+        context: Tensor = logits.softmax(-1) @ value
+    return context
 
 
 def _scored(
@@ -98,7 +100,9 @@ def _scored(
     tile = length
     if not torch.is_grad_enabled():
         tile = max(1, min(length, _TILE_BYTES // (4 * batch * heads * length)))
-    contexts, received, class_row = [], query.new_zeros(batch, length, dtype=torch.float32), None
+    contexts: list[Tensor] = []
+    class_row: Tensor | None = None
+    received = query.new_zeros(batch, length, dtype=torch.float32)
     for start in range(0, length, tile):
         rows = slice(start, start + tile)
         logits = (query[:, :, rows] @ key.transpose(-1, -2)) * width**-0.5  # [B, H, tile, N]
@@ -106,7 +110,7 @@ def _scored(
             logits = logits.masked_fill(~mask[:, None, None, :], float("-inf"))
         probs = logits.softmax(-1, dtype=torch.float32)
         contexts.append(probs.to(value.dtype) @ value)  # [B, H, tile, D]
-        if start == 0:
+        if start == 0 and CLASS_ROW in wanted:
             class_row = probs[:, :, 0]  # [B, H, N]
         if RECEIVED in wanted:
             strongest = probs[:, :, 1 if start == 0 else 0 :].amax(1)  # [B, tile, N]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from madtp_core.attention import cross_attend
 from madtp_core.errors import ConfigError
@@ -43,7 +43,7 @@ class CrossBlock(Block, Protocol):
 class Memory:
     """What text attends to, its keys and values projected once per memory, not once per reader.
 
-    keys, values: one [M, L, H, D] a block. mask: [M, L] or None. reader: [B] row -> memory, or None when M = B.
+    keys, values: one [M, L, H, D] a block. mask: [M, L] or None. reader: [B] row -> memory, None when M = B.
     """
 
     keys: tuple[Tensor, ...]
@@ -74,8 +74,8 @@ class Memory:
 class BlipVisionBlock:
     """`transformers` BlipEncoderLayer: pre-norm, fused qkv."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer: Any = layer
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
         self.heads: int = self.layer.self_attn.num_heads
 
     def qkv(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,8 +98,8 @@ class BlipVisionBlock:
 class BlipTextBlock:
     """`transformers` BlipTextLayer: post-norm BERT with cross-attention."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer: Any = layer
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
         self.heads: int = self.layer.attention.self.num_attention_heads
 
     def qkv(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,4 +129,4 @@ class BlipTextBlock:
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))  # [..., H, D]
+        return x.view(*x.shape[:-1], self.heads, -1)  # [..., H, D]

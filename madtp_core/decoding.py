@@ -26,17 +26,21 @@ class Decoded:
 
     token_ids: without start and end tokens. score: mean log-probability of the emitted tokens, the end token
     included where it was emitted. passes: (new tokens, attended tokens) of each decoder pass spent on it.
+    padded_passes: the same with what its batch added, as steps after its end or padding.
     """
 
     token_ids: tuple[int, ...]
     score: float
     passes: tuple[tuple[int, int], ...]
+    padded_passes: tuple[tuple[int, int], ...]
 
 
 class TextDecoder:
-    """A causal text tower that reads a memory: embeddings, blocks and language-model head of a BLIP decoder."""
+    """A causal text tower that reads a memory: embeddings, blocks and LM head of a BLIP decoder."""
 
-    def __init__(self, embeddings: Any, blocks: list[BlipTextBlock], head: Any, start_id: int, end_id: int) -> None:
+    def __init__(
+        self, embeddings: Any, blocks: list[BlipTextBlock], head: Any, start_id: int, end_id: int
+    ) -> None:
         self.embeddings, self.blocks, self.head = embeddings, blocks, head
         self.start_id, self.end_id = start_id, end_id
 
@@ -45,7 +49,7 @@ class TextDecoder:
         return Memory.project(tokens, list(self.blocks))
 
     def forward(self, token_ids: Tensor, memory: Memory, cache: Cache | None = None) -> tuple[Tensor, Cache]:
-        """Logits [B, L, vocabulary] float32 of token_ids [B, L] that follow the cached ones, and the new cache.
+        """Logits [B, L, vocabulary] float32 of token_ids [B, L] that follow the cached ones; the new cache.
 
         Right padding is harmless: attention is causal, so no real token sees it.
         """
@@ -87,12 +91,12 @@ def greedy(decoder: TextDecoder, memory: Memory, rows: Tensor, max_new_tokens: i
     return [_decoded(ids, row, decoder.end_id) for ids, row in zip(tokens, scores, strict=True)]
 
 
-def _decoded(token_ids: list[int], log_probs: list[float], end_id: int, beams: int = 1) -> Decoded:
-    """Cut a row at its end token; a step is a pass of every beam."""
+def _decoded(token_ids: list[int], log_probs: list[float], end_id: int) -> Decoded:
+    """Cut a row at its end token."""
     steps = token_ids.index(end_id) + 1 if end_id in token_ids else len(token_ids)
     text = tuple(token for token in token_ids[:steps] if token != end_id)
-    passes = tuple((1, step + 1) for step in range(steps) for _ in range(beams))
-    return Decoded(text, sum(log_probs[:steps]) / steps, passes)
+    ran = tuple((1, step + 1) for step in range(len(token_ids)))
+    return Decoded(text, sum(log_probs[:steps]) / steps, ran[:steps], ran)
 
 
 def rank(decoder: TextDecoder, memory: Memory, row: int, candidates: list[list[int]]) -> list[Decoded]:
@@ -108,7 +112,7 @@ def rank(decoder: TextDecoder, memory: Memory, row: int, candidates: list[list[i
     real = torch.arange(longest - 1, device=device) < lengths.unsqueeze(1)
     scores = ((log_probs * real).sum(1) / lengths).tolist()
     return [
-        Decoded(tuple(ids), score, ((len(ids) + 1, len(ids) + 1),))
+        Decoded(tuple(ids), score, ((len(ids) + 1, len(ids) + 1),), ((longest - 1, longest - 1),))
         for ids, score in zip(candidates, scores, strict=True)
     ]
 
@@ -161,4 +165,4 @@ def beam_search(decoder: TextDecoder, memory: Memory, row: int, beams: int, max_
         ended = sorted([*ended, *open_beams], key=_Hypothesis.score, reverse=True)
     winner = ended[0]
     text = tuple(token for token in winner.token_ids if token != decoder.end_id)
-    return Decoded(text, winner.score(), tuple(passes))
+    return Decoded(text, winner.score(), tuple(passes), tuple(passes))

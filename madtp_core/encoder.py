@@ -28,8 +28,8 @@ class Pruning:
 class Encoded:
     """What a branch leaves behind.
 
-    tokens: the kept ones, in the layout they ran in. tokens_in, needed, kept: [blocks, B] int64, class and merged
-    token left out of needed and kept, class left out of tokens_in.
+    tokens: the kept ones, in the layout they ran in. tokens_in, needed, kept: [blocks, B] int64, class token
+    left out; needed and kept leave out the merged token that the block makes, too.
     aligned: F summed over the blocks [B, K, d_k], when asked for.
     """
 
@@ -52,12 +52,13 @@ def encode(
 ) -> Encoded:
     """Drive the tokens through the blocks, each optionally pruned and attending to a memory.
 
-    per_instance runs packed, max_keep padded. collect_aligned sums the aligned features for the alignment loss.
+    per_instance runs packed, max_keep padded. collect_aligned sums what the alignment loss compares.
     """
     needs = pruning.pruner.needs if pruning else frozenset()
     if pruning and pruning.keep_mode == PER_INSTANCE:
         tokens = tokens.pack()
-    aligned, state = None, {}  # type: tuple[Tensor | None, dict[str, object]]
+    aligned: Tensor | None = None
+    state: dict[str, object] = {}
     tokens_in, needed, kept = [], [], []
     for index, block in enumerate(blocks):
         guidance = None

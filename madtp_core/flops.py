@@ -1,8 +1,9 @@
 """What a forward costs, from token counts alone: no tracing, the same functions for every report.
 
-Functions count multiply-adds, as fvcore and the MADTP paper's "GFLOPs" do: one multiply-add counts 1, a LayerNorm
-5 an element. Reports double them: a floating-point operation is half a multiply-add. d width, N tokens entering a
-block with its class token, M tokens leaving it. Source: MADTP's reference, reproduced to the second decimal.
+Functions count multiply-adds, as fvcore and the MADTP paper's "GFLOPs" do: one multiply-add counts 1, a
+LayerNorm 5 an element. Reports double them: a floating-point operation is half a multiply-add. d width, N
+tokens entering a block with its class token, M tokens leaving it. Source: MADTP's reference, reproduced to
+the second decimal.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class AlignmentGeometry:
 class BranchTrace:
     """One request's tokens in one branch, an entry a block; class token and padding left out.
 
-    dense: tokens of the unpruned branch. tokens_in counts merged tokens, needed and kept do not; where a block
-    pruned nothing, needed = kept = tokens_in.
+    dense: tokens of the unpruned branch. tokens_in counts merged tokens, needed and kept do not; where a
+    block pruned nothing, needed = kept = tokens_in.
     """
 
     dense: int
@@ -92,8 +93,8 @@ class BranchTrace:
 class RequestCost:
     """Floating-point operations of one request, two a multiply-add.
 
-    flops: spent, padding left out. dense_flops: the same request and answer unpruned. needed_flops: had it kept
-    only what it needed. padded_flops: what running it in its batch really took, padding included.
+    flops: spent, padding left out. dense_flops: the same request and answer unpruned. needed_flops: had it
+    kept only what it needed. padded_flops: what running it in its batch really took, padding included.
     """
 
     flops: int
@@ -110,7 +111,9 @@ class RequestCost:
         return 1 - self.flops_ratio
 
 
-def vision_macs(geometry: VisionGeometry, trace: BranchTrace, alignment: AlignmentGeometry | None = None) -> int:
+def vision_macs(
+    geometry: VisionGeometry, trace: BranchTrace, alignment: AlignmentGeometry | None = None
+) -> int:
     """Multiply-adds of one image through the ViT: patch convolution, blocks, final norm, and MAG if given."""
     d, ff = geometry.width, geometry.mlp_width
     total = geometry.patches * 3 * geometry.patch_size**2 * d
@@ -127,7 +130,7 @@ def text_encoder_macs(
     memory_tokens: int | None,
     alignment: AlignmentGeometry | None = None,
 ) -> int:
-    """Multiply-adds of one text through the BERT, attending to memory_tokens image tokens (None: text only)."""
+    """Multiply-adds of one text through the BERT, attending to memory_tokens image tokens, if any."""
     d, ff = geometry.width, geometry.mlp_width
     total = _NORM * (trace.tokens_in[0] + 1) * d
     for entering, leaving in zip(trace.tokens_in, trace.leaving(), strict=True):
@@ -143,15 +146,15 @@ def text_encoder_macs(
 
 
 def memory_macs(geometry: TextGeometry, memory_tokens: int) -> int:
-    """Multiply-adds that project one memory's keys and values for all blocks: once per memory, not per reader."""
+    """Multiply-adds that project a memory's keys and values for all blocks: once, however many read it."""
     return 2 * memory_tokens * geometry.memory_width * geometry.width * geometry.blocks
 
 
 def decoder_macs(geometry: TextGeometry, passes: Iterable[tuple[int, int]], memory_tokens: int) -> int:
     """Multiply-adds of decoder passes over a question of memory_tokens, its keys and values projected once.
 
-    passes: (new tokens, tokens attended to with the cache) of every row of every step. The LM head runs on each
-    new token.
+    passes: (new tokens, tokens attended to with the cache) of every row of every step. The LM head runs on
+    each new token.
     """
     d, ff = geometry.width, geometry.mlp_width
     total = geometry.blocks * 2 * memory_tokens * d * d
@@ -168,20 +171,37 @@ def greedy_passes(steps: int, rows: int = 1) -> list[tuple[int, int]]:
     return [(1, step + 1) for step in range(steps) for _ in range(rows)]
 
 
-def vqa_macs(
-    vision: VisionGeometry,
-    text: TextGeometry,
-    vision_trace: BranchTrace,
-    text_trace: BranchTrace,
-    passes: Sequence[tuple[int, int]],
-    alignment: AlignmentGeometry | None = None,
-) -> int:
-    """Multiply-adds of one served question: one image, one question, the answer's decoder passes."""
-    return (
-        vision_macs(vision, vision_trace, alignment)
-        + text_encoder_macs(text, text_trace, vision_trace.leaving()[-1] + 1, alignment)
-        + decoder_macs(text, passes, text_trace.leaving()[-1] + 1)
+def widest(traces: Sequence[BranchTrace]) -> BranchTrace:
+    """The trace of a row padded to its batch: in every block as many tokens as the longest row."""
+
+    def most(entries: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+        return tuple(max(block) for block in zip(*entries, strict=True))
+
+    return BranchTrace(
+        max(trace.dense for trace in traces),
+        most(trace.tokens_in for trace in traces),
+        most(trace.needed for trace in traces),
+        most(trace.kept for trace in traces),
     )
+
+
+def attention_padding_macs(
+    vision: VisionGeometry, text: TextGeometry, own: tuple[BranchTrace, BranchTrace],
+    batch: tuple[BranchTrace, BranchTrace],
+) -> int:
+    """Multiply-adds that packed execution still spends on padding: attention alone runs at the batch's width.
+
+    own, batch: (vision, text) traces of the request and of the widest row of each block.
+    """
+
+    def attention(vision_trace: BranchTrace, text_trace: BranchTrace) -> int:
+        memory = vision_trace.leaving()[-1] + 1
+        total = sum(2 * (n + 1) ** 2 * vision.width for n in vision_trace.tokens_in)
+        for entering, leaving in zip(text_trace.tokens_in, text_trace.leaving(), strict=True):
+            total += 2 * (entering + 1) ** 2 * text.width + 2 * (leaving + 1) * memory * text.width
+        return total
+
+    return attention(*batch) - attention(*own)
 
 
 def _scoring_macs(trace: BranchTrace, width: int, alignment: AlignmentGeometry | None, mapped: bool) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BlipConfig, BlipForQuestionAnswering
+from transformers import BlipConfig, BlipForQuestionAnswering, BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -34,8 +34,8 @@ def blip_config(
 ) -> BlipConfig:
     """A BLIP of one width for both branches; the defaults are BLIP-base.
 
-    Differs from Hugging Face's defaults where those differ from BLIP: vision LayerNorm eps 1e-6, twelve text heads,
-    and a vision initialiser that is not practically zero.
+    Differs from Hugging Face's defaults where those differ from BLIP: vision LayerNorm eps 1e-6, twelve text
+    heads, and a vision initialiser that is not practically zero.
     """
     vision = {
         "hidden_size": width,
@@ -68,14 +68,33 @@ def build_blip_vqa(config: BlipConfig) -> BlipForQuestionAnswering:
     return BlipForQuestionAnswering(config)
 
 
+def build_blip_vision(config: BlipConfig) -> BlipVisionModel:
+    """BLIP's vision tower alone, with fresh weights."""
+    return BlipVisionModel(vision_config(config))
+
+
 def scramble(module: nn.Module, seed: int = 0, std: float = 0.05) -> None:
-    """Replace every parameter by noise, norms around one: a fresh model is too close to zero to test anything."""
+    """Replace every parameter by noise, norms around one: a fresh model is too close to zero to test."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator) * std
             is_norm_scale = "norm" in name.lower() and name.endswith("weight")
             parameter.copy_(noise + 1.0 if is_norm_scale else noise)
+
+
+def vision_config(config: BlipConfig) -> BlipVisionConfig:
+    """The vision part of a configuration."""
+    part = config.vision_config
+    assert isinstance(part, BlipVisionConfig)
+    return part
+
+
+def text_config(config: BlipConfig) -> BlipTextConfig:
+    """The text part of a configuration."""
+    part = config.text_config
+    assert isinstance(part, BlipTextConfig)
+    return part
 
 
 def vision_geometry(config: Any, image_height: int, image_width: int) -> VisionGeometry:

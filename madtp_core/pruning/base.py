@@ -23,7 +23,7 @@ KEEP_MODES = (MAX_KEEP, PER_INSTANCE)
 class PruneStep:
     """Where the loop stands when it asks a pruner.
 
-    guidance: A [B, N, K] float32 of the block's input, class token left out. prune_temperature: [B], 0 keeps all.
+    guidance: A [B, N, K] float32 of the block's input, class token left out. prune_temperature: [B], 0 dense.
     state: this forward's own scratch for methods that accumulate over blocks.
     """
 
@@ -37,7 +37,7 @@ class PruneStep:
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """A block's remaining tokens, and per row what it needed and what it kept (class and merged left out): [B]."""
+    """A block's remaining tokens, and per row [B] what it needed and kept (class and merged left out)."""
 
     tokens: Tokens
     needed: Tensor
@@ -75,8 +75,8 @@ def keep_and_merge(tokens: Tokens, importance: Tensor, needed: Tensor, keep_mode
     """Keep each row's most important tokens in their order and merge the others into one behind them.
 
     importance [B, N] float32, needed [B] int64. max_keep: every row keeps as many as the neediest one.
-    per_instance: every row keeps its own number. A row that would keep nothing, or drop fewer than two, is left
-    as it is and counts as needing all it has. Equal scores keep the earlier token.
+    per_instance: every row keeps its own number. A row that would keep nothing, or drop fewer than two, is
+    left as it is and counts as needing all it has. Equal scores keep the earlier token.
     Differs from the reference: kept tokens stay in order; negative scores (see `token_attention_score`) weigh
     nothing in the merge, and if all dropped ones do, they merge into their mean.
     """

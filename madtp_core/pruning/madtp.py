@@ -1,7 +1,7 @@
 """MADTP's Dynamic Token Pruning: a threshold learned through the alignment tokens decides how many stay.
 
-Source: "MADTP: Multimodal Alignment-Guided Dynamic Token Pruning for Accelerating Vision-Language Transformer",
-CVPR 2024, section 3.3.
+Source: "MADTP: Multimodal Alignment-Guided Dynamic Token Pruning for Accelerating Vision-Language
+Transformer", CVPR 2024, section 3.3.
 """
 
 from __future__ import annotations

@@ -44,8 +44,9 @@ def class_attention_score(class_row: Tensor, head_norms: Tensor) -> Tensor:
     return (class_row * weights).sum(1)
 
 
-def token_importance(received: Tensor, guidance: Tensor, class_row: Tensor, head_norms: Tensor,
-                     mask: Tensor | None) -> Tensor:
+def token_importance(
+    received: Tensor, guidance: Tensor, class_row: Tensor, head_norms: Tensor, mask: Tensor | None
+) -> Tensor:
     """TIS = (S_self + S_token + S_cls) / 3, zero at padding: [B, N]."""
     score = (
         self_attention_score(received)

@@ -33,7 +33,9 @@ class StaticPruner(Pruner):
         if counts is None:
             needed = available
         elif step.block >= len(counts):
-            raise ConfigError(f"static schedule of {step.branch} has {len(counts)} counts; block {step.block} asked")
+            raise ConfigError(
+                f"the {step.branch} schedule has {len(counts)} counts, none for block {step.block}"
+            )
         else:
             needed = available.clamp(max=counts[step.block])
         needed = torch.where(step.prune_temperature > 0, needed, available)

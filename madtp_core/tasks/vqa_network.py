@@ -1,4 +1,4 @@
-"""BLIP-VQA as a pruned network: image, question and answer through our loop, for training and serving alike."""
+"""BLIP-VQA as a pruned network: image, question and answer through our loop, to train and to serve."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class VqaForward:
 
 @dataclass(frozen=True, eq=False)
 class BatchPruning:
-    """A pruner for both branches of a batch: prune_temperature [B] per question, and which branches it prunes."""
+    """A pruner for a batch: prune_temperature [Q], one a question, and the branches that it prunes."""
 
     pruner: Pruner
     prune_temperature: Tensor
@@ -97,10 +97,9 @@ class VqaNetwork(nn.Module):
     def decoder(self) -> TextDecoder:
         """The answer decoder."""
         text = self.blip.text_decoder
-        config = self.blip.config.text_config
-        return TextDecoder(
-            text.bert.embeddings, text_blocks(text.bert), text.cls, config.bos_token_id, config.sep_token_id
-        )
+        start_id, end_id = text.config.bos_token_id, text.config.sep_token_id
+        assert start_id is not None and end_id is not None
+        return TextDecoder(text.bert.embeddings, text_blocks(text.bert), text.cls, start_id, end_id)
 
     def forward(
         self,
@@ -117,12 +116,12 @@ class VqaNetwork(nn.Module):
         pixel_values [B, 3, height, width]; question_ids, question_mask [Q, L]; reader [Q] question -> image;
         answer_ids [Q, A]: start token, answer, end token, then -100. align adds the alignment loss.
         """
-        first_reader = torch.zeros(len(pixel_values), dtype=torch.int64, device=reader.device)
-        first_reader[reader] = torch.arange(len(reader), device=reader.device)
-        vision = self.encode_image(pixel_values, pruning and pruning.of(VISION, first_reader), align)
-        text = self.encode_question(
-            question_ids, question_mask, vision, reader, pruning and pruning.of(TEXT), align
-        )
+        asker = torch.zeros(len(pixel_values), dtype=torch.int64, device=reader.device)  # image -> a question
+        asker[reader] = torch.arange(len(reader), device=reader.device)
+        vision_pruning = pruning.of(VISION, asker) if pruning else None
+        text_pruning = pruning.of(TEXT) if pruning else None
+        vision = self.encode_image(pixel_values, vision_pruning, align)
+        text = self.encode_question(question_ids, question_mask, vision, reader, text_pruning, align)
         decoder = self.decoder()
         inputs = answer_ids[:, :-1].clamp_min(0)
         logits, _ = decoder.forward(inputs, decoder.remember(text.tokens))

@@ -1,52 +1,92 @@
-"""Task accuracy on held-out questions, by family and by difficulty."""
+"""Task accuracy and cost on held-out questions, by family and by difficulty, through the served path."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
 
 from madtp_core.data.shapes import ShapesVqa, difficulty_band
-from madtp_core.decoding import greedy
-from madtp_core.tasks.vqa_network import TEXT, VISION, BatchPruning, VqaNetwork
-from madtp_core.train.shapes_vqa import QuestionEncoding, pixel_values
+from madtp_core.images import preprocess_image
+from madtp_core.pruning import MAX_KEEP
+from madtp_core.tasks.vqa import BlipVqa, VqaQuery
 
 
-@dataclass(frozen=True)
-class ShapesEvaluator:
-    """Greedy answers to one question a scene, in batches of batch_size."""
+@dataclass
+class VqaEvaluation:
+    """Answers right and asked per group, operations spent and dense, tokens needed and kept."""
 
-    scenes: ShapesVqa
-    tokenizer: Any
-    batch_size: int = 16
+    right: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    asked: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    flops: int = 0
+    dense_flops: int = 0
+    needed_tokens: int = 0
+    kept_tokens: int = 0
+    correct: list[bool] = field(default_factory=list)
 
-    def __call__(self, network: VqaNetwork, pruning: BatchPruning | None = None) -> Mapping[str, float]:
-        """Accuracy over all questions, and over each family and difficulty band, as `accuracy/...`."""
-        right: dict[str, list[bool]] = defaultdict(list)
-        network.eval()
-        for start in range(0, len(self.scenes), self.batch_size):
-            for answer, band, family in self._answers(network, start, pruning):
-                for group in ("all", band, family):
-                    right[group].append(answer)
-        return {f"accuracy/{group}": sum(hits) / len(hits) for group, hits in right.items()}
+    def accuracy(self, group: str = "all") -> float:
+        """Share of right answers of a group: all, a family, a difficulty band or `up_to_6_objects`."""
+        return self.right[group] / self.asked[group]
 
-    @torch.inference_mode()
-    def _answers(
-        self, network: VqaNetwork, start: int, pruning: BatchPruning | None
-    ) -> list[tuple[bool, str, str]]:
-        examples = [self.scenes[i] for i in range(start, min(start + self.batch_size, len(self.scenes)))]
-        asked = [example.questions[0] for example in examples]
-        ids, mask = QuestionEncoding(self.tokenizer).questions([question.text for question in asked])
-        images = torch.stack([torch.from_numpy(example.image) for example in examples])
-        vision = network.encode_image(pixel_values(images), pruning and pruning.of(VISION))
-        text = network.encode_question(ids, mask, vision, None, pruning and pruning.of(TEXT))
-        decoder = network.decoder()
-        answers = greedy(decoder, decoder.remember(text.tokens), torch.arange(len(asked)), 4)
-        decoded = self.tokenizer.batch_decode([list(answer.token_ids) for answer in answers])
-        return [
-            (said == question.answer, difficulty_band(example.scene), question.family)
-            for said, question, example in zip(decoded, asked, examples, strict=True)
+    @property
+    def flops_ratio(self) -> float:
+        """Spent over dense, summed over requests."""
+        return self.flops / self.dense_flops
+
+    def figures(self) -> dict[str, float]:
+        """Plain figures for a log or a table."""
+        return {
+            **{f"accuracy/{group}": self.accuracy(group) for group in sorted(self.asked)},
+            "flops_ratio": self.flops_ratio,
+            "keep_efficiency": self.needed_tokens / self.kept_tokens,
+            "samples": self.asked["all"],
+        }
+
+
+def evaluate_vqa(
+    model: BlipVqa,
+    scenes: ShapesVqa,
+    *,
+    batch_size: int = 16,
+    prune_temperature: float = 0.0,
+    keep_mode: str = MAX_KEEP,
+    progress: str | None = None,
+) -> VqaEvaluation:
+    """Ask the first question of every scene in batches, in the order of the data set.
+
+    prune_temperature 0 runs dense. progress names a progress bar; None shows none.
+    """
+    result = VqaEvaluation()
+    starts = range(0, len(scenes), batch_size)
+    for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch", mininterval=2.0):
+        examples = [scenes[i] for i in range(start, min(start + batch_size, len(scenes)))]
+        queries = [
+            VqaQuery(query_pixels(model, example.image), example.questions[0].text, max_new_tokens=6)
+            for example in examples
         ]
+        answers = model.predict(queries, prune_temperature=prune_temperature, keep_mode=keep_mode)
+        for example, answer in zip(examples, answers, strict=True):
+            question = example.questions[0]
+            is_right = answer.answer == question.answer
+            groups = ["all", question.family, difficulty_band(example.scene)]
+            if example.scene.num_objects <= 6:
+                groups.append("up_to_6_objects")
+            for group in groups:
+                result.asked[group] += 1
+                result.right[group] += is_right
+            result.correct.append(is_right)
+            result.flops += answer.cost.flops
+            result.dense_flops += answer.cost.dense_flops
+            for trace in (answer.vision, answer.text):
+                result.needed_tokens += sum(trace.needed)
+                result.kept_tokens += sum(trace.kept)
+    return result
+
+
+def query_pixels(model: BlipVqa, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """A drawn image, uint8 [H, W, 3], as the model wants it: float32 [3, height, width]."""
+    return preprocess_image(Image.fromarray(image), model.image_geometry)

@@ -94,8 +94,9 @@ class TrainTask(Protocol):
 def train(task: TrainTask, config: LoopConfig, directory: Path) -> dict[str, float]:
     """Train until config.steps, from the last checkpoint in directory if there is one; returns final figures.
 
-    Writes `last.pt` (weights, optimiser, step, random states), `log.jsonl` and, at the end, the task's model. A
-    resumed run repeats the uninterrupted one: batches are a function of the step, random states are restored.
+    Writes `last.pt` (weights, optimiser, step, random states), `log.jsonl` and, at the end, the task's model.
+    A resumed run repeats the uninterrupted one: batches are a function of the step, random states are
+    restored.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if config.threads:
@@ -112,9 +113,10 @@ def train(task: TrainTask, config: LoopConfig, directory: Path) -> dict[str, flo
         num_workers=config.loader_workers,
         prefetch_factor=4 if config.loader_workers else None,
     )
-    with (directory / "log.jsonl").open("a") as log, tqdm(
-        total=config.steps, initial=start, desc=directory.name, unit="step", mininterval=2.0
-    ) as bar:
+    with (
+        (directory / "log.jsonl").open("a") as log,
+        tqdm(total=config.steps, initial=start, desc=directory.name, unit="step", mininterval=2.0) as bar,
+    ):
         for step, batch in zip(range(start, config.steps), loader, strict=True):
             figures = _step(task, optimizer, batch, step, config)
             bar.update()
@@ -159,7 +161,7 @@ def _step(
     with torch.autocast(device.type, DTYPES[config.dtype], enabled=config.dtype != "fp32"):
         loss, figures = task.loss(batch, step)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     norm = nn.utils.clip_grad_norm_(task.modules.parameters(), config.gradient_clip)
     if not bool(torch.isfinite(norm)):
         raise FloatingPointError(f"the gradient is not finite at step {step}; figures: {dict(figures)}")
@@ -194,9 +196,7 @@ def _checkpoint(
 _FREE_TO_CHANGE = {"evaluate_every", "checkpoint_every", "log_every", "loader_workers", "threads"}
 
 
-def _resume(
-    task: TrainTask, optimizer: torch.optim.Optimizer, config: LoopConfig, directory: Path
-) -> int:
+def _resume(task: TrainTask, optimizer: torch.optim.Optimizer, config: LoopConfig, directory: Path) -> int:
     path = directory / "last.pt"
     if not path.exists():
         return 0
@@ -211,7 +211,9 @@ def _resume(
     return int(saved["step"])
 
 
-def differing(saved: Mapping[str, Any], wanted: Mapping[str, Any], free: Sequence[str] | set[str]) -> list[str]:
+def differing(
+    saved: Mapping[str, Any], wanted: Mapping[str, Any], free: Sequence[str] | set[str]
+) -> list[str]:
     """Names whose values differ between two configurations, those free to change left out."""
     return [k for k in wanted if k not in free and _plain(saved.get(k)) != _plain(wanted[k])]
 

@@ -1,8 +1,8 @@
-"""The demo's training task: BLIP-VQA on synthetic scenes, dense or compressed by MADTP."""
+"""The demo's training tasks: BLIP-VQA on synthetic scenes, trained dense and compressed by MADTP."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,30 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from madtp_core.backbones.blip import vision_config
 from madtp_core.data.shapes import NUM_PATCH_LABELS, ShapesVqa
 from madtp_core.data.shapes.dataset import VqaExample
 from madtp_core.data.shapes.scene import GRID, SIZES, TEXTURES
-from madtp_core.tasks.vqa_network import VqaNetwork
+from madtp_core.images import ImageGeometry
+from madtp_core.pruning import MAX_KEEP, build_pruner
+from madtp_core.pruning.temperature import SearchState, TemperatureSearch
+from madtp_core.tasks.text import TextCodec
+from madtp_core.tasks.vqa_cost import VqaCostModel, VqaTrace, branch_traces
+from madtp_core.tasks.vqa_network import BatchPruning, VqaForward, VqaNetwork
 
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 NUM_LOOK_LABELS = 1 + len(SIZES) * len(TEXTURES)
+_SERVED_PASSES = ((1, 1), (1, 2))  # the decoder passes of a one-token answer
+Evaluate = Callable[[VqaNetwork, float], Mapping[str, float]]  # network, prune temperature -> figures
+Save = Callable[[VqaNetwork, float, Path], None]  # network, prune temperature, directory
 
 
 @dataclass(frozen=True, eq=False)
 class VqaBatch:
     """B scenes with Q questions.
 
-    images [B, H, W, 3] uint8, patch_labels [B, patches] (shape and colour), look_labels [B, patches] (size and
-    texture), 0 for background in both; question_ids, question_mask [Q, L], reader [Q] question
-    -> image, answer_ids [Q, A] with -100 behind the end token.
+    images [B, H, W, 3] uint8, patch_labels [B, patches] (shape and colour), look_labels [B, patches] (size
+    and texture), 0 for background in both; question_ids, question_mask [Q, L], reader [Q] question -> image,
+    answer_ids [Q, A] with -100 behind the end token.
     """
 
     images: Tensor
@@ -42,40 +49,18 @@ class VqaBatch:
     answer_ids: Tensor
 
 
-class QuestionEncoding:
-    """Texts to token ids as BLIP wants them: [ENC] question [SEP], and [DEC] answer [SEP]."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.encoder_id: int = tokenizer.convert_tokens_to_ids("[ENC]")
-
-    def questions(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask [Q, L], right padded."""
-        encoded = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        ids = encoded["input_ids"]
-        ids[:, 0] = self.encoder_id
-        return ids, encoded["attention_mask"]
-
-    def answers(self, texts: list[str]) -> Tensor:
-        """Token ids [Q, A], -100 behind the end token."""
-        encoded = self.tokenizer(texts, padding=True, return_tensors="pt")
-        ids = encoded["input_ids"]
-        ids[:, 0] = self.tokenizer.bos_token_id
-        return ids.masked_fill(encoded["attention_mask"] == 0, -100)
-
-
 class ShapesVqaBatches(Dataset[VqaBatch]):
-    """Step -> batch: every step sees scenes that no other step saw."""
+    """Step -> batch: every step sees scenes that no other step saw; offset is the first scene's index."""
 
-    def __init__(self, scenes: ShapesVqa, batch_size: int, tokenizer: Any, offset: int = 0) -> None:
-        self.scenes, self.batch_size, self.offset = scenes, batch_size, offset
-        self.encoding = QuestionEncoding(tokenizer)
+    def __init__(self, scenes: ShapesVqa, batch_size: int, codec: TextCodec, offset: int = 0) -> None:
+        self.scenes, self.batch_size, self.codec, self.offset = scenes, batch_size, codec, offset
 
     def __getitem__(self, step: int) -> VqaBatch:
         first = self.offset + step * self.batch_size
         examples = [self.scenes[first + index] for index in range(self.batch_size)]
         asked = [(row, question) for row, example in enumerate(examples) for question in example.questions]
-        ids, mask = self.encoding.questions([question.text for _, question in asked])
+        ids, mask = self.codec.questions([question.text for _, question in asked])
+        start_id = self.codec.tokenizer.bos_token_id
         return VqaBatch(
             torch.from_numpy(np.stack([example.image for example in examples])),
             torch.from_numpy(np.stack([example.patch_labels for example in examples])),
@@ -83,7 +68,7 @@ class ShapesVqaBatches(Dataset[VqaBatch]):
             ids,
             mask,
             torch.tensor([row for row, _ in asked]),
-            self.encoding.answers([question.answer for _, question in asked]),
+            self.codec.training_answers([question.answer for _, question in asked], start_id),
         )
 
 
@@ -101,11 +86,21 @@ def look_labels(example: VqaExample) -> NDArray[np.int64]:
     return np.where(example.patch_labels > 0, looks, 0)
 
 
-def pixel_values(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] -> normalised float32 [B, 3, H, W]."""
-    scaled = images.permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(x, device=images.device).view(1, 3, 1, 1) for x in (IMAGE_MEAN, IMAGE_STD))
+def pixel_values(images: Tensor, geometry: ImageGeometry) -> Tensor:
+    """uint8 [B, H, W, 3] of the model's size -> normalised float32 [B, 3, H, W]."""
+    scaled = images.permute(0, 3, 1, 2).float() * geometry.rescale
+    mean, std = (
+        torch.tensor(x, device=images.device).view(1, 3, 1, 1) for x in (geometry.mean, geometry.std)
+    )
     return (scaled - mean) / std
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a task needs of the world: how to evaluate the network and how to save it."""
+
+    evaluate: Evaluate
+    save: Save
 
 
 class DenseShapesVqa:
@@ -115,22 +110,27 @@ class DenseShapesVqa:
     """
 
     def __init__(
-        self, network: VqaNetwork, batches: ShapesVqaBatches, evaluator: Any, patch_loss_weight: float = 1.0
+        self,
+        network: VqaNetwork,
+        data: ShapesVqaBatches,
+        geometry: ImageGeometry,
+        hooks: Hooks,
+        patch_loss_weight: float = 1.0,
     ) -> None:
-        self.network, self._batches, self.evaluator = network, batches, evaluator
+        self.network, self.data, self.geometry, self.hooks = network, data, geometry, hooks
         self.patch_loss_weight = patch_loss_weight
-        width = network.blip.config.vision_config.hidden_size
+        width = vision_config(network.blip.config).hidden_size
         self.patch_head = nn.Linear(width, NUM_PATCH_LABELS + NUM_LOOK_LABELS)
         self.modules: nn.Module = nn.ModuleDict({"network": network, "patch_head": self.patch_head})
 
     def batches(self) -> Dataset[VqaBatch]:
-        return self._batches
+        return self.data
 
     def loss(self, batch: VqaBatch, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        out = self.network(
-            pixel_values(batch.images), batch.question_ids, batch.question_mask, batch.reader, batch.answer_ids
-        )
-        logits = self.patch_head(out.vision.tokens.hidden[:, 1:]).float().transpose(1, 2)  # [B, labels, patches]
+        out = forward(self.network, batch, self.geometry)
+        logits = (
+            self.patch_head(out.vision.tokens.hidden[:, 1:]).float().transpose(1, 2)
+        )  # [B, labels, patches]
         kinds, looks = logits.split([NUM_PATCH_LABELS, NUM_LOOK_LABELS], 1)
         patch_loss = F.cross_entropy(kinds, batch.patch_labels) + F.cross_entropy(looks, batch.look_labels)
         loss = out.answer_loss + self.patch_loss_weight * patch_loss
@@ -140,8 +140,7 @@ class DenseShapesVqa:
         """Nothing is steered in dense training."""
 
     def evaluate(self) -> Mapping[str, float]:
-        figures: Mapping[str, float] = self.evaluator(self.network)
-        return figures
+        return self.hooks.evaluate(self.network, 0.0)
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -150,4 +149,92 @@ class DenseShapesVqa:
         """Nothing to restore."""
 
     def save(self, directory: Path) -> None:
-        raise NotImplementedError
+        self.hooks.save(self.network, 0.0, directory)
+
+
+class CompressShapesVqa:
+    """One-stage MADTP compression: answer loss + alpha * alignment loss, max-keep, the temperature searched.
+
+    The measured flops_ratio is of the served request (one image, one question, a one-token answer), in the
+    mean of a batch. The target falls linearly from 1 to search.target over the first ramp_steps.
+    """
+
+    def __init__(
+        self,
+        network: VqaNetwork,
+        data: ShapesVqaBatches,
+        geometry: ImageGeometry,
+        hooks: Hooks,
+        search: TemperatureSearch,
+        first_temperature: float,
+        ramp_steps: int,
+        alpha: float = 0.1,
+    ) -> None:
+        self.network, self.data, self.geometry, self.hooks = network, data, geometry, hooks
+        self.search, self.ramp_steps, self.alpha = search, ramp_steps, alpha
+        self.search_state = SearchState(first_temperature)
+        self.modules: nn.Module = nn.ModuleDict({"network": network})
+        self.pruner = build_pruner("madtp")
+        self.cost_model = VqaCostModel(network, geometry.height, geometry.width)
+        self._step = 0
+
+    def batches(self) -> Dataset[VqaBatch]:
+        return self.data
+
+    def loss(self, batch: VqaBatch, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        self._step = step
+        temperature = torch.full((len(batch.reader),), self.search_state.prune_temperature)
+        pruning = BatchPruning(self.pruner, temperature, MAX_KEEP)
+        out = forward(self.network, batch, self.geometry, pruning)
+        assert out.alignment_loss is not None
+        loss = out.answer_loss + self.alpha * out.alignment_loss
+        return loss, {
+            "answer_loss": out.answer_loss.item(),
+            "alignment_loss": out.alignment_loss.item(),
+            "prune_temperature": self.search_state.prune_temperature,
+            "flops_ratio": self._flops_ratio(out, batch, pruning),
+        }
+
+    def after_step(self, figures: Mapping[str, float]) -> None:
+        """Move the prune temperature towards this step's target."""
+        share = min(1.0, (self._step + 1) / self.ramp_steps) if self.ramp_steps else 1.0
+        target = 1.0 - share * (1.0 - self.search.target)
+        self.search_state = self.search.with_target(target).step(self.search_state, figures["flops_ratio"])
+
+    def evaluate(self) -> Mapping[str, float]:
+        return self.hooks.evaluate(self.network, self.search_state.prune_temperature)
+
+    def state(self) -> dict[str, Any]:
+        return {"prune_temperature": self.search_state.prune_temperature, "mean": self.search_state.mean}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.search_state = SearchState(state["prune_temperature"], state["mean"])
+
+    def save(self, directory: Path) -> None:
+        self.hooks.save(self.network, self.search_state.prune_temperature, directory)
+
+    def _flops_ratio(self, out: VqaForward, batch: VqaBatch, pruning: BatchPruning) -> float:
+        vision = branch_traces(out.vision, [self.cost_model.vision.patches] * len(batch.images))
+        text = branch_traces(out.text, (batch.question_mask.sum(1) - 1).tolist())
+        spent = dense = 0
+        for image, question in zip(batch.reader.tolist(), text, strict=True):
+            trace = VqaTrace(vision[image], question)
+            spent += self.cost_model.macs(trace, _SERVED_PASSES, pruning)
+            dense += self.cost_model.dense_macs(trace, _SERVED_PASSES)
+        return spent / dense
+
+
+def forward(
+    network: VqaNetwork, batch: VqaBatch, geometry: ImageGeometry, pruning: BatchPruning | None = None
+) -> VqaForward:
+    """One teacher-forced pass over a batch; with pruning, the aligned features are gathered too."""
+    out: VqaForward = network(
+        pixel_values(batch.images, geometry),
+        batch.question_ids,
+        batch.question_mask,
+        batch.reader,
+        batch.answer_ids,
+        pruning,
+        align=pruning is not None,
+    )
+    return out

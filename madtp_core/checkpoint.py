@@ -1,0 +1,204 @@
+"""A checkpoint is a directory: Hugging Face's own files, and MADTP's beside them.
+
+`config.json`, `model.safetensors`, tokenizer and `preprocessor_config.json` are what Hugging Face writes, so
+that it can read the directory too; `mag.safetensors`, `madtp.json` and `calibration.json` are ours. A
+directory without ours is a plain BLIP, served dense.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoTokenizer, BlipConfig, BlipForQuestionAnswering
+from transformers.utils.hub import cached_file
+
+from madtp_core.alignment import Alignment
+from madtp_core.backbones.blip import text_config, vision_config
+from madtp_core.calibration import Calibration
+from madtp_core.config import AlignmentConfig, MadtpConfig
+from madtp_core.errors import CheckpointError
+from madtp_core.images import ImageGeometry, image_geometry_from_processor_config
+
+MADTP_JSON, MAG_WEIGHTS, CALIBRATION = "madtp.json", "mag.safetensors", "calibration.json"
+PROCESSOR_JSON = "preprocessor_config.json"
+_MAX_SHARD = "20GB"
+
+
+@dataclass(frozen=True, eq=False)
+class VqaCheckpoint:
+    """Everything a BLIP-VQA needs to run; alignment and calibration are None where the directory has none."""
+
+    blip: BlipForQuestionAnswering
+    tokenizer: Any
+    image_geometry: ImageGeometry
+    config: MadtpConfig
+    alignment: Alignment | None = None
+    calibration: Calibration | None = None
+
+
+def build_alignment(config: AlignmentConfig, blip_config: BlipConfig) -> Alignment:
+    """Fresh alignment tokens for a BLIP: a Linear a block in a branch whose width is not theirs."""
+    vision, text = vision_config(blip_config), text_config(blip_config)
+    widths = {
+        "vision": (vision.hidden_size, vision.num_hidden_layers),
+        "text": (text.hidden_size, text.num_hidden_layers),
+    }
+    return Alignment(config.num_tokens, config.dim, widths)
+
+
+def save_checkpoint(checkpoint: VqaCheckpoint, directory: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint directory, whole or not at all; dtype converts the stored weights.
+
+    An existing directory of that name is replaced only when everything has been written.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
+        target = Path(scratch) / directory.name
+        _write(checkpoint, target, dtype)
+        if directory.exists():
+            shutil.rmtree(directory)
+        target.rename(directory)
+
+
+def _write(checkpoint: VqaCheckpoint, target: Path, dtype: torch.dtype | None) -> None:
+    module: nn.Module = checkpoint.blip
+    kept = checkpoint.blip.dtype
+    stored = dtype or kept
+    module.to(stored)
+    try:
+        checkpoint.blip.save_pretrained(target, max_shard_size=_MAX_SHARD)
+    finally:
+        module.to(kept)
+    checkpoint.tokenizer.save_pretrained(target)
+    geometry = checkpoint.image_geometry
+    _write_json(target / PROCESSOR_JSON, _processor_config(geometry))
+    _write_json(target / MADTP_JSON, checkpoint.config.to_dict())
+    if checkpoint.alignment is not None:
+        weights = {
+            name: value.to(stored).contiguous() for name, value in checkpoint.alignment.state_dict().items()
+        }
+        save_file(weights, target / MAG_WEIGHTS, metadata={"format": "pt"})
+    if checkpoint.calibration is not None:
+        checkpoint.calibration.save(target / CALIBRATION)
+
+
+def load_checkpoint(name: str | Path, dtype: torch.dtype = torch.float32) -> VqaCheckpoint:
+    """Read a directory, or a repository of the Hugging Face hub by its id.
+
+    Raises CheckpointError when it is not there, when weights are missing, unexpected or of another shape (all
+    are named), or when MADTP's files contradict each other. Only safetensors are read, never a pickle.
+    """
+    config = _madtp_config(name)
+    try:
+        loaded: Any = BlipForQuestionAnswering.from_pretrained(
+            str(name), dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        blip, report = loaded
+        tokenizer = AutoTokenizer.from_pretrained(str(name))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load a BLIP-VQA from {str(name)!r}: {error}") from error
+    _check_complete(name, report)
+    processor = _find(name, PROCESSOR_JSON)
+    if processor is None:
+        raise CheckpointError(
+            f"{str(name)!r} has no {PROCESSOR_JSON}; its image size and normalisation are unknown"
+        )
+    calibration = _find(name, CALIBRATION)
+    return VqaCheckpoint(
+        blip,
+        tokenizer,
+        image_geometry_from_processor_config(json.loads(processor.read_text())),
+        config,
+        _load_alignment(name, config, blip.config, dtype),
+        None if calibration is None else Calibration.load(calibration),
+    )
+
+
+def _madtp_config(name: str | Path) -> MadtpConfig:
+    path = _find(name, MADTP_JSON)
+    if path is None:
+        return MadtpConfig()
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{MADTP_JSON} of {str(name)!r} is not JSON: {error}") from error
+    return MadtpConfig.from_dict(data)
+
+
+def _load_alignment(
+    name: str | Path, config: MadtpConfig, blip_config: BlipConfig, dtype: torch.dtype
+) -> Alignment | None:
+    path = _find(name, MAG_WEIGHTS)
+    if config.alignment is None:
+        if path is not None:
+            raise CheckpointError(
+                f"{str(name)!r} has {MAG_WEIGHTS}, but {MADTP_JSON} gives no alignment geometry"
+            )
+        return None
+    if path is None:
+        raise CheckpointError(
+            f"{str(name)!r}: {MADTP_JSON} names alignment tokens, but {MAG_WEIGHTS} is missing"
+        )
+    alignment = build_alignment(config.alignment, blip_config)
+    weights, wanted = load_file(path), alignment.state_dict()
+    wrong = sorted(set(weights) ^ set(wanted)) + [
+        f"{key} {tuple(weights[key].shape)}, wanted {tuple(wanted[key].shape)}"
+        for key in sorted(set(weights) & set(wanted))
+        if weights[key].shape != wanted[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(f"{MAG_WEIGHTS} of {str(name)!r} does not fit: {'; '.join(wrong)}")
+    alignment.load_state_dict(weights)
+    return alignment.to(dtype)
+
+
+def _check_complete(name: str | Path, report: dict[str, Any]) -> None:
+    parts = [
+        f"{label}: {', '.join(str(key) for key in sorted(report[field], key=str))}"
+        for label, field in (
+            ("missing", "missing_keys"),
+            ("unexpected", "unexpected_keys"),
+            ("of another shape", "mismatched_keys"),
+        )
+        if report.get(field)
+    ]
+    if parts:
+        raise CheckpointError(f"the weights of {str(name)!r} do not fit a BLIP-VQA; {'; '.join(parts)}")
+
+
+def _find(name: str | Path, file: str) -> Path | None:
+    """A file of the directory, or of the hub's repository, of that name; None where there is none."""
+    found = cached_file(
+        str(name),
+        file,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
+
+
+def _processor_config(geometry: ImageGeometry) -> dict[str, Any]:
+    return {
+        "image_processor_type": "BlipImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "size": {"height": geometry.height, "width": geometry.width},
+        "resample": int(geometry.resample),
+        "rescale_factor": geometry.rescale,
+        "image_mean": list(geometry.mean),
+        "image_std": list(geometry.std),
+    }
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n")

@@ -1,0 +1,114 @@
+"""What `madtp.json` says of a checkpoint: frozen, checked once, unknown keys are errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from madtp_core.errors import CheckpointError, ConfigError, UnknownNameError
+from madtp_core.pruning import PRUNERS, Pruner, build_pruner, check_keep_mode
+
+SCHEMA_VERSION = 1
+BRANCHES = ("vision", "text")
+FIRST_TOKENS = ("enc", "cls")
+TASKS = ("vqa",)
+_Config = TypeVar("_Config")
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """MAG's geometry: K alignment tokens of width dim."""
+
+    num_tokens: int = 100
+    dim: int = 768
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 1 or self.dim < 1:
+            raise ConfigError(
+                f"alignment needs num_tokens and dim >= 1, got {self.num_tokens} and {self.dim}"
+            )
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """The pruning a checkpoint was trained for.
+
+    prune_temperature, keep_mode: those of training, at flops_ratio in batches of batch_size. options go to
+    the pruner as they are.
+    """
+
+    method: str = "madtp"
+    branches: tuple[str, ...] = BRANCHES
+    keep_mode: str = "max_keep"
+    prune_temperature: float = 1.0
+    flops_ratio: float | None = None
+    batch_size: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.method not in PRUNERS:
+            raise UnknownNameError("pruner", self.method, PRUNERS)
+        for branch in self.branches:
+            if branch not in BRANCHES:
+                raise UnknownNameError("branch", branch, BRANCHES)
+        check_keep_mode(self.keep_mode)
+        if self.prune_temperature < 0:
+            raise ConfigError(f"prune_temperature must be >= 0, got {self.prune_temperature}")
+
+    def build(self) -> Pruner:
+        """The pruner itself."""
+        return build_pruner(self.method, **self.options)
+
+
+@dataclass(frozen=True)
+class MadtpConfig:
+    """The contents of `madtp.json`.
+
+    encoder_first_token: what replaces a question's first token, `enc` as in the original BLIP or `cls` as in
+    Hugging Face's port. alignment, pruning: None for a model without MAG, which is served dense.
+    """
+
+    task: str = "vqa"
+    encoder_first_token: str = "cls"
+    max_question_tokens: int = 35
+    alignment: AlignmentConfig | None = None
+    pruning: PruningConfig | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UnknownNameError("task", self.task, TASKS)
+        if self.encoder_first_token not in FIRST_TOKENS:
+            raise UnknownNameError("encoder_first_token", self.encoder_first_token, FIRST_TOKENS)
+        if self.max_question_tokens < 3:
+            raise ConfigError(f"max_question_tokens must be at least 3, got {self.max_question_tokens}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> MadtpConfig:
+        """Read plain values; raises CheckpointError for another schema, ConfigError for unknown keys."""
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise CheckpointError(
+                f"madtp.json has schema version {version}, this program reads {SCHEMA_VERSION}"
+            )
+        parts: dict[str, Any] = dict(data)
+        if parts.get("alignment") is not None:
+            parts["alignment"] = _checked(AlignmentConfig, parts["alignment"])
+        if parts.get("pruning") is not None:
+            pruning = dict(parts["pruning"])
+            pruning["branches"] = tuple(pruning.get("branches", BRANCHES))
+            parts["pruning"] = _checked(PruningConfig, pruning)
+        return _checked(cls, parts)
+
+
+def _checked(kind: type[_Config], data: Mapping[str, Any]) -> _Config:
+    known = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
+    for name in data:
+        if name not in known:
+            raise UnknownNameError(f"{kind.__name__} key", name, known)
+    return kind(**data)
