@@ -1,8 +1,8 @@
 """Attention that also tells a pruner what it needs to know.
 
 Blocks that are not scored use torch's fused kernel. No fused kernel returns the probabilities that token
-importance needs, so a scored block forms them here: whole when gradients are wanted, else in tiles of
-queries that stay in the cache, so that the [H, N, N] map is never written to memory.
+importance needs, so a scored block forms them here: all at once where gradients are wanted or a GPU computes, else
+a few heads at a time that stay in the cache, so that the [H, N, N] map is never written to memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HEAD_NORMS = "head_norms"
 GUIDANCE = "guidance"
 ATTENTION_SIGNALS = frozenset({RECEIVED, CLASS_ROW, HEAD_NORMS})
 
-_TILE_BYTES = 1 << 20  # one tile of probabilities: fits a core's second-level cache
+_PART_BYTES = 1 << 20  # of probabilities at once: a core's second-level cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,35 +88,69 @@ def _unscored(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
         logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         if mask is not None:
             logits = logits.masked_fill(~mask, float("-inf"))
-        context: Tensor = logits.softmax(-1) @ value
+        context: Tensor = logits.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
     return context
 
 
 def _scored(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, wanted: frozenset[str]
 ) -> tuple[Tensor, Signals]:
-    """The explicit softmax of Hugging Face's eager attention, a tile of queries at a time."""
+    """The explicit softmax of Hugging Face's eager attention: query, key, value [B, H, N, D] -> [B, H, N, D]."""
+    if torch.is_grad_enabled() or query.device.type != "cpu":
+        context, received, class_row = _scored_at_once(query, key, value, mask)
+    else:
+        context, received, class_row = _scored_in_parts(query, key, value, mask)
+    return context, Signals(
+        received if RECEIVED in wanted else None,
+        class_row if CLASS_ROW in wanted else None,
+        context.float().norm(dim=-1) if HEAD_NORMS in wanted else None,
+    )
+
+
+def _scored_at_once(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Context, received and class row over one [B, H, N, N] map: differentiable, and few kernels on a GPU."""
+    logits = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5  # [B, H, N, N]
+    if mask is not None:
+        logits = logits.masked_fill(~mask[:, None, None, :], float("-inf"))
+    probs = logits.softmax(-1, dtype=torch.float32)
+    strongest = probs[:, :, 1:].amax(1)  # [B, N - 1, N]
+    if mask is not None:
+        strongest = strongest * mask[:, 1:, None]
+    return probs.to(value.dtype) @ value, strongest.sum(1), probs[:, :, 0]
+
+
+def _scored_in_parts(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without gradients, as many heads, then rows, at once as keep their maps in a CPU's cache.
+
+    A part is cut to its longest row, so a long row never works on padding.
+    """
     batch, heads, length, width = query.shape
-    tile = length
-    if not torch.is_grad_enabled():
-        tile = max(1, min(length, _TILE_BYTES // (4 * batch * heads * length)))
-    contexts: list[Tensor] = []
-    class_row: Tensor | None = None
+    lengths = [length] * batch if mask is None else mask.sum(1).tolist()
+    context = value.new_zeros(batch, length, heads, width).transpose(1, 2)  # [B, H, N, D]
     received = query.new_zeros(batch, length, dtype=torch.float32)
-    for start in range(0, length, tile):
-        rows = slice(start, start + tile)
-        logits = (query[:, :, rows] @ key.transpose(-1, -2)) * width**-0.5  # [B, H, tile, N]
-        if mask is not None:
-            logits = logits.masked_fill(~mask[:, None, None, :], float("-inf"))
-        probs = logits.softmax(-1, dtype=torch.float32)
-        contexts.append(probs.to(value.dtype) @ value)  # [B, H, tile, D]
-        if start == 0 and CLASS_ROW in wanted:
-            class_row = probs[:, :, 0]  # [B, H, N]
-        if RECEIVED in wanted:
-            strongest = probs[:, :, 1 if start == 0 else 0 :].amax(1)  # [B, tile, N]
-            if mask is not None:
-                strongest = strongest * mask[:, max(start, 1) : start + tile, None]
-            received = received + strongest.sum(1)
-    context = contexts[0] if len(contexts) == 1 else torch.cat(contexts, 2)
-    norms = context.float().norm(dim=-1) if HEAD_NORMS in wanted else None
-    return context, Signals(received if RECEIVED in wanted else None, class_row, norms)
+    class_row = query.new_zeros(batch, heads, length, dtype=torch.float32)
+    heads_at_once = max(1, _PART_BYTES // (4 * length**2))
+    rows_at_once = max(1, heads_at_once // heads)
+    for rows in (slice(start, start + rows_at_once) for start in range(0, batch, rows_at_once)):
+        longest = max(lengths[rows])
+        scaled = query[rows, :, :longest] * width**-0.5  # [R, H, n, D]
+        keys = key[rows, :, :longest].contiguous().transpose(-1, -2)  # [R, H, D, n]
+        padding = None if mask is None or min(lengths[rows]) == longest else ~mask[rows, :longest]
+        strongest = received.new_zeros(len(scaled), longest, longest)  # [R, n, n]
+        for part in (slice(start, start + heads_at_once) for start in range(0, heads, heads_at_once)):
+            logits = scaled[:, part] @ keys[:, part]  # [R, h, n, n]
+            if padding is not None:
+                logits.masked_fill_(padding[:, None, None, :], float("-inf"))
+            probs = logits.softmax(-1, dtype=torch.float32)
+            context[rows, part, :longest] = probs.to(value.dtype) @ value[rows, part, :longest]
+            class_row[rows, part, :longest] = probs[:, :, 0]
+            of_part = probs.amax(1) if probs.shape[1] > 1 else probs[:, 0]  # amax would copy a lone head
+            torch.maximum(strongest, of_part, out=strongest)
+        if padding is not None:
+            strongest.masked_fill_(padding.unsqueeze(-1), 0.0)
+        received[rows, :longest] = strongest[:, 1:].sum(1)
+    return context, received, class_row

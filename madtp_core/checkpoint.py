@@ -99,7 +99,11 @@ def load_checkpoint(name: str | Path, dtype: torch.dtype = torch.float32) -> Vqa
     config = _madtp_config(name)
     try:
         loaded: Any = BlipForQuestionAnswering.from_pretrained(
-            str(name), dtype=dtype, use_safetensors=True, output_loading_info=True
+            str(name),
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are reported, and refused below
         )
         blip, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(str(name))
@@ -176,12 +180,13 @@ def _check_complete(name: str | Path, report: dict[str, Any]) -> None:
 
 def _find(name: str | Path, file: str) -> Path | None:
     """A file of the directory, or of the hub's repository, of that name; None where there is none."""
-    found = cached_file(
-        str(name),
-        file,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    try:
+        found = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise CheckpointError(f"{str(name)!r} is no directory, nor can the hub give it: {error}") from error
     return None if found is None else Path(found)
 
 

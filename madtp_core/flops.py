@@ -77,12 +77,12 @@ class BranchTrace:
 
     def as_needed(self) -> BranchTrace:
         """The trace of a request that keeps what it needs, not what its batch made it keep."""
-        entering = [self.tokens_in[0]]
-        for before, need in zip(self.tokens_in, self.needed, strict=True):
-            entering.append(need + (need < before))
-        tokens_in = tuple(min(a, b) for a, b in zip(self.tokens_in, entering[:-1], strict=True))
-        needed = tuple(min(a, b) for a, b in zip(self.needed, tokens_in, strict=True))
-        return BranchTrace(self.dense, tokens_in, needed, needed)
+        entering, tokens_in, kept = self.tokens_in[0], [], []
+        for need in self.needed:
+            tokens_in.append(entering)
+            kept.append(need if entering - need > 1 else entering)  # dropping one would gain nothing
+            entering = kept[-1] + (kept[-1] < entering)
+        return BranchTrace(self.dense, tuple(tokens_in), tuple(kept), tuple(kept))
 
     def leaving(self) -> tuple[int, ...]:
         """Tokens behind the class token after each block: kept, and the merged one where any were dropped."""
@@ -186,7 +186,9 @@ def widest(traces: Sequence[BranchTrace]) -> BranchTrace:
 
 
 def attention_padding_macs(
-    vision: VisionGeometry, text: TextGeometry, own: tuple[BranchTrace, BranchTrace],
+    vision: VisionGeometry,
+    text: TextGeometry,
+    own: tuple[BranchTrace, BranchTrace],
     batch: tuple[BranchTrace, BranchTrace],
 ) -> int:
     """Multiply-adds that packed execution still spends on padding: attention alone runs at the batch's width.

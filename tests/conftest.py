@@ -30,3 +30,30 @@ def seed() -> None:
         numpy.random.seed(0)
     if (torch := sys.modules.get("torch")) is not None:
         torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def vqa_checkpoint():
+    """A tiny scrambled BLIP-VQA with alignment tokens and the shapes' tokenizer; nothing may change it."""
+    from madtp_core.backbones.blip import blip_config, build_blip_vqa, scramble
+    from madtp_core.checkpoint import VqaCheckpoint, build_alignment
+    from madtp_core.config import AlignmentConfig, MadtpConfig, PruningConfig
+    from madtp_core.data.shapes import build_tokenizer
+    from madtp_core.images import ImageGeometry
+
+    tokenizer = build_tokenizer()
+    config = blip_config(
+        width=32, heads=2, vision_blocks=2, text_blocks=2, image_size=64, patch_size=8,
+        vocabulary=len(tokenizer), max_text_tokens=40,
+        bos_token_id=tokenizer.bos_token_id, sep_token_id=tokenizer.sep_token_id,
+    )  # fmt: skip
+    blip = build_blip_vqa(config)
+    scramble(blip, std=0.2)
+    alignment_config = AlignmentConfig(num_tokens=12, dim=32)
+    alignment = build_alignment(alignment_config, config)
+    scramble(alignment, seed=1, std=1.0)
+    madtp = MadtpConfig(
+        encoder_first_token="enc", max_question_tokens=40, alignment=alignment_config, pruning=PruningConfig()
+    )
+    geometry = ImageGeometry(64, 64, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return VqaCheckpoint(blip, tokenizer, geometry, madtp, alignment)

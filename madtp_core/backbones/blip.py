@@ -22,6 +22,7 @@ def blip_config(
     *,
     width: int = 768,
     heads: int = 12,
+    text_heads: int | None = None,
     vision_blocks: int = 12,
     text_blocks: int = 12,
     image_size: int = 384,
@@ -31,6 +32,7 @@ def blip_config(
     bos_token_id: int = 30522,
     sep_token_id: int = 102,
     pad_token_id: int = 0,
+    initializer_range: float = 0.02,
 ) -> BlipConfig:
     """A BLIP of one width for both branches; the defaults are BLIP-base.
 
@@ -45,22 +47,23 @@ def blip_config(
         "image_size": image_size,
         "patch_size": patch_size,
         "layer_norm_eps": 1e-6,
-        "initializer_range": 0.02,
+        "initializer_range": initializer_range,
     }
     text = {
         "hidden_size": width,
         "encoder_hidden_size": width,
         "intermediate_size": 4 * width,
         "num_hidden_layers": text_blocks,
-        "num_attention_heads": heads,
+        "num_attention_heads": text_heads or heads,
         "vocab_size": vocabulary,
         "max_position_embeddings": max_text_tokens,
         "bos_token_id": bos_token_id,
         "eos_token_id": sep_token_id,
         "sep_token_id": sep_token_id,
         "pad_token_id": pad_token_id,
+        "initializer_range": initializer_range,
     }
-    return BlipConfig(vision_config=vision, text_config=text)
+    return BlipConfig(vision_config=vision, text_config=text, initializer_range=initializer_range)
 
 
 def build_blip_vqa(config: BlipConfig) -> BlipForQuestionAnswering:

@@ -67,12 +67,13 @@ class DemoRun:
     def _stage(self, stage: str) -> LoopConfig:
         return LoopConfig(seed=self.recipe["seed"], **self.recipe[stage]["loop"])
 
-    def _batches(self, model: BlipVqa, stage: str, offset: int) -> ShapesVqaBatches:
+    def _batches(self, model: BlipVqa, stage: str, first_step: int) -> ShapesVqaBatches:
         part = self.recipe[stage]
         scenes = ShapesVqa(
             self.recipe["seed"], "train", 10**9, part["questions"], self.recipe["image"]["size"]
         )
-        return ShapesVqaBatches(scenes, part["scenes"], model.codec, offset)
+        curriculum = [tuple(entry) for entry in part.get("curriculum", [])]
+        return ShapesVqaBatches(scenes, part["scenes"], model.codec, first_step, curriculum)
 
     def _hooks(self, checkpoint: VqaCheckpoint, keep_pruning: bool) -> Hooks:
         """Evaluate and save through the served path, with the temperature that training has reached."""
@@ -123,9 +124,10 @@ class DemoRun:
             config=replace(dense.checkpoint.config, alignment=alignment_config, pruning=pruning),
         )
         model = BlipVqa(checkpoint)
+        dense_scenes = before["loop"]["steps"] * before["scenes"]
         task = CompressShapesVqa(
             model.network,
-            self._batches(model, "compress", before["scenes"] * before["loop"]["steps"]),
+            self._batches(model, "compress", dense_scenes // part["scenes"] + 1),
             model.image_geometry,
             self._hooks(checkpoint, keep_pruning=True),
             TemperatureSearch(part["flops_ratio"], gain=part["gain"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from madtp_core.backbones.blip import vision_config
-from madtp_core.data.shapes import NUM_PATCH_LABELS, ShapesVqa
+from madtp_core.data.shapes import NUM_PATCH_LABELS, ShapesVqa, sample_scene
 from madtp_core.data.shapes.dataset import VqaExample
 from madtp_core.data.shapes.scene import GRID, SIZES, TEXTURES
 from madtp_core.images import ImageGeometry
@@ -26,6 +26,7 @@ from madtp_core.tasks.vqa_cost import VqaCostModel, VqaTrace, branch_traces
 from madtp_core.tasks.vqa_network import BatchPruning, VqaForward, VqaNetwork
 
 NUM_LOOK_LABELS = 1 + len(SIZES) * len(TEXTURES)
+_SCENES_A_ROW = 16  # scenes to choose from where a curriculum limits their objects
 _SERVED_PASSES = ((1, 1), (1, 2))  # the decoder passes of a one-token answer
 Evaluate = Callable[[VqaNetwork, float], Mapping[str, float]]  # network, prune temperature -> figures
 Save = Callable[[VqaNetwork, float, Path], None]  # network, prune temperature, directory
@@ -50,14 +51,35 @@ class VqaBatch:
 
 
 class ShapesVqaBatches(Dataset[VqaBatch]):
-    """Step -> batch: every step sees scenes that no other step saw; offset is the first scene's index."""
+    """Step -> batch: every step sees scenes that no other step saw.
 
-    def __init__(self, scenes: ShapesVqa, batch_size: int, codec: TextCodec, offset: int = 0) -> None:
-        self.scenes, self.batch_size, self.codec, self.offset = scenes, batch_size, codec, offset
+    first_step shifts the scenes, so that a second stage sees none of the first. curriculum: (from step, most
+    objects in a scene) in rising order; a model learns to find one of two objects long before one of twelve.
+    """
+
+    def __init__(
+        self,
+        scenes: ShapesVqa,
+        batch_size: int,
+        codec: TextCodec,
+        first_step: int = 0,
+        curriculum: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self.scenes, self.batch_size, self.codec = scenes, batch_size, codec
+        self.first_step, self.curriculum = first_step, curriculum
+
+    def _scene_index(self, step: int, row: int) -> int:
+        """The first of this row's own scenes with few enough objects, else the last of them."""
+        allowed = [objects for start, objects in self.curriculum if start <= step]
+        first = ((self.first_step + step) * self.batch_size + row) * _SCENES_A_ROW
+        for index in range(first, first + _SCENES_A_ROW):
+            scene = sample_scene(self.scenes.seed, self.scenes.split, index)
+            if not allowed or scene.num_objects <= allowed[-1]:
+                break
+        return index
 
     def __getitem__(self, step: int) -> VqaBatch:
-        first = self.offset + step * self.batch_size
-        examples = [self.scenes[first + index] for index in range(self.batch_size)]
+        examples = [self.scenes[self._scene_index(step, row)] for row in range(self.batch_size)]
         asked = [(row, question) for row, example in enumerate(examples) for question in example.questions]
         ids, mask = self.codec.questions([question.text for _, question in asked])
         start_id = self.codec.tokenizer.bos_token_id

@@ -25,8 +25,9 @@ class Description(NamedTuple):
     shape: str | None = None
 
     @property
-    def num_attributes(self) -> int:
-        return len(self) - self.count(None)
+    def attributes(self) -> tuple[str, ...]:
+        """The names of the attributes that it settles."""
+        return tuple(name for name, value in zip(ATTRIBUTES, self, strict=True) if value is not None)
 
     @property
     def singular(self) -> str:
@@ -41,12 +42,6 @@ class Description(NamedTuple):
     def indefinite(self) -> str:
         """The singular with its article, such as `a red star` or `an orange object`."""
         return ("an " if self.singular[0] in "aeiou" else "a ") + self.singular
-
-    def matches(self, thing: SceneObject) -> bool:
-        return all(
-            wanted is None or wanted == getattr(thing, attribute)
-            for attribute, wanted in zip(ATTRIBUTES, self, strict=True)
-        )
 
 
 def describe(thing: SceneObject, attributes: tuple[str, ...]) -> Description:

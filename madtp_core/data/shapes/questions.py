@@ -128,16 +128,16 @@ def _ask_count(census: Census, rng: random.Random) -> _Asked:
 
 
 def _ask_existence(census: Census, rng: random.Random) -> _Asked:
-    wanted = rng.random() < 0.5
-    named = tuple(rng.sample(ATTRIBUTES, rng.choice((1, 2, 2, 2, 3, 3, 4))))
-    if wanted:
+    absent = _absent(census, rng, tuple(rng.sample(ATTRIBUTES, rng.choice((1, 2, 2, 2, 3, 3, 4)))))
+    named = absent.attributes  # settled before the answer is, so that they do not tell it
+    if rng.random() < 0.5:
         found = describe(rng.choice(census.scene.objects), named)
         return _phrase("existence", rng, found.indefinite), "yes"
-    for _ in range(_ATTEMPTS):
+    for _ in range(_ATTEMPTS):  # at best, the scene has every word of it, but on different objects
         mixed = Description(**{a: getattr(rng.choice(census.scene.objects), a) for a in named})
         if not census.count(mixed):
             return _phrase("existence", rng, mixed.indefinite), "no"
-    return _phrase("existence", rng, _absent(census, rng, named).indefinite), "no"
+    return _phrase("existence", rng, absent.indefinite), "no"
 
 
 def _ask_comparison(census: Census, rng: random.Random) -> _Asked | None:

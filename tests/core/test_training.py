@@ -1,0 +1,198 @@
+"""The loop, the demo's tasks and calibration, end to end on a miniature."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from madtp_core.data.shapes import ShapesVqa
+from madtp_core.errors import CheckpointError, ConfigError
+from madtp_core.tasks.vqa import BlipVqa
+from madtp_core.train import demo, loop
+from madtp_core.train.calibrate import calibrate
+from madtp_core.train.demo import RECIPE, DemoRun, read_recipe
+from madtp_core.train.evaluate import evaluate_vqa
+from madtp_core.train.loop import LoopConfig, parameter_groups, train
+from madtp_core.train.shapes_vqa import ShapesVqaBatches, look_labels
+
+MINIATURE = {
+    "name": "miniature",
+    "seed": 0,
+    "image": {"size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    "model": {
+        "width": 32, "heads": 2, "vision_blocks": 2, "text_blocks": 1, "patch_size": 8, "max_text_tokens": 40,
+    },
+    "alignment": {"num_tokens": 8, "dim": 32},
+    "validation_scenes": 8,
+    "dense": {
+        "scenes": 4, "questions": 2, "patch_loss_weight": 1.0, "curriculum": [[0, 3], [2, 12]],
+        "loop": {
+            "steps": 4, "learning_rate": 1e-3, "warmup_steps": 1, "checkpoint_every": 2, "loader_workers": 0,
+        },
+    },
+    "compress": {
+        "scenes": 4, "questions": 2, "flops_ratio": 0.6, "first_temperature": 0.5, "ramp_steps": 2,
+        "alpha": 0.1, "gain": 1.0, "loop": {"steps": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "loader_workers": 0},
+    },
+    "calibrate": {"scenes": 8, "batch_sizes": [1, 4], "factors": [0.5, 1.0]},
+    "store": "fp16",
+}  # fmt: skip
+
+
+def losses(directory):
+    records = map(json.loads, (directory / "log.jsonl").read_text().splitlines())
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_tokenizer():
+    """Train the vocabulary once for the module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "build_tokenizer", cache(demo.build_tokenizer))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    work = tmp_path_factory.mktemp("demo")
+    run = DemoRun(MINIATURE, work / "work", work / "out")
+    return run, run.make()
+
+
+def test_the_recipe_runs_to_a_calibrated_checkpoint(finished):
+    run, model = finished
+    loaded = BlipVqa.from_pretrained(run.output)
+    assert loaded.pruning == model.pruning and loaded.pruning.prune_temperature > 0
+    assert {(row.keep_mode, row.batch_size) for row in loaded.calibration.rows} == {
+        ("max_keep", 1), ("max_keep", 4), ("per_instance", 1)
+    }  # fmt: skip
+    assert all(row.samples == 8 and row.accuracy is not None for row in loaded.calibration.rows)
+
+
+def test_the_loss_falls_and_the_target_is_steered(finished):
+    run, _ = finished
+    dense = losses(run.work / "dense")
+    assert dense[3] < dense[0]
+    last = json.loads((run.work / "compress" / "log.jsonl").read_text().splitlines()[-2])
+    assert last["prune_temperature"] != 0.5 and 0 < last["flops_ratio"] <= 1.1
+    assert 0 < last["alignment_loss"] < 2
+
+
+@pytest.mark.parametrize("stage", ["dense", "compress"])
+def test_a_resumed_run_repeats_the_uninterrupted_one(finished, tmp_path, stage):
+    """Stop after two steps, start anew, and compare every later loss bit for bit."""
+    run, _ = finished
+    whole = losses(run.work / stage)
+
+    again = DemoRun(MINIATURE, tmp_path, tmp_path / "out")
+    if stage == "compress":
+        (tmp_path / "dense").symlink_to(run.work / "dense")
+    step = loop._step
+
+    def interrupted_step(task, optimizer, batch, now, config):
+        if now == 2:
+            raise KeyboardInterrupt
+        return step(task, optimizer, batch, now, config)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "_step", interrupted_step)
+        again.make()
+    again.make()
+    resumed = losses(tmp_path / stage)
+    assert {step: resumed[step] for step in whole} == whole
+
+
+def test_a_changed_configuration_does_not_resume(finished):
+    run, _ = finished
+    changed = json.loads(json.dumps(MINIATURE))
+    changed["dense"]["loop"]["learning_rate"] = 0.5
+    with pytest.raises(CheckpointError, match="learning_rate"):
+        DemoRun(changed, run.work, run.output).make()
+
+
+def test_calibration_measures_what_prediction_spends(finished):
+    _, model = finished
+    scenes = ShapesVqa(0, "validation", 4, 1, 64)
+    table = calibrate(model, scenes, [0.8], [4])
+    direct = evaluate_vqa(model, scenes, batch_size=4, prune_temperature=0.8)
+    assert table.rows[0].flops_ratio == direct.flops_ratio
+    assert direct.figures()["samples"] == 4
+
+
+def test_batches_are_a_function_of_the_step(finished):
+    _, model = finished
+    scenes = ShapesVqa(0, "train", 10**6, 2, 64)
+    data = ShapesVqaBatches(scenes, 3, model.codec)
+    first, again, other = data[5], ShapesVqaBatches(scenes, 3, model.codec)[5], data[6]
+    assert torch.equal(first.images, again.images) and torch.equal(first.question_ids, again.question_ids)
+    assert not torch.equal(first.images, other.images)
+    shifted = ShapesVqaBatches(scenes, 3, model.codec, first_step=5)[0]
+    assert torch.equal(first.images, shifted.images)
+
+
+def test_the_curriculum_limits_objects_until_its_step(finished):
+    _, model = finished
+    scenes = ShapesVqa(0, "train", 10**6, 2, 64)
+    data = ShapesVqaBatches(scenes, 16, model.codec, curriculum=[(0, 3), (10, 12)])
+
+    def most(step):
+        return max(scenes[data._scene_index(step, row)].scene.num_objects for row in range(16))
+
+    assert most(0) <= 3 and most(9) <= 3 < most(10)
+
+
+def test_look_labels_follow_the_scene():
+    example = ShapesVqa(0, "train", 100, 1, 96)[7]
+    looks = look_labels(example)
+    assert looks.shape == example.patch_labels.shape
+    assert np.array_equal(looks > 0, example.patch_labels > 0)
+    named = {(1 + ("small", "large").index(o.size) * 3 + ("solid", "striped", "hollow").index(o.texture))
+             for o in example.scene.objects}  # fmt: skip
+    assert set(looks[looks > 0].tolist()) == named
+
+
+def test_learning_rate_warms_up_and_ends_near_zero():
+    config = LoopConfig(steps=100, learning_rate=1.0, warmup_steps=10)
+    rates = [config.learning_rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == 1.0 and rates[99] < 1e-2
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps": 0}, {"learning_rate": 0.0}, {"warmup_steps": 11}, {"dtype": "int3"}]
+)
+def test_a_loop_that_cannot_run_is_refused(options):
+    with pytest.raises(ConfigError):
+        LoopConfig(**{"steps": 10, "learning_rate": 1e-3, **options})
+
+
+def test_only_matrices_decay():
+    groups = parameter_groups(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2)), 0.1)
+    assert [len(group["params"]) for group in groups] == [1, 3]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
+    class Broken:
+        modules = torch.nn.Linear(1, 1)
+
+        def batches(self):
+            return [0] * 10
+
+        def loss(self, batch, step):
+            return self.modules(torch.full((1,), float("nan"))).sum(), {}
+
+        def load_state(self, state):
+            pass
+
+    with pytest.raises(FloatingPointError, match="step 0"):
+        train(Broken(), LoopConfig(steps=2, learning_rate=1e-3, loader_workers=0), tmp_path)
+
+
+def test_the_committed_recipe_is_complete():
+    recipe = read_recipe(RECIPE)
+    assert set(recipe) == set(MINIATURE)
+    replace(LoopConfig(**recipe["dense"]["loop"]), **recipe["compress"]["loop"])

@@ -1,0 +1,89 @@
+"""The committed demo checkpoint behind the real service: golden answers, a crowd, and one broken image in it."""
+
+import asyncio
+import base64
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from madtp_core.data.shapes import ShapesVqa
+from service.app import create_app
+from service.settings import load_settings
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = json.loads((ROOT / "tests/golden/vqa.json").read_text())
+REQUESTS = 200
+BROKEN = 77
+
+
+def with_service(talk, **settings):
+    """Run `talk(client)` against a ready app; settings as in MADTP_*."""
+
+    async def session():
+        checkpoint = ROOT / "checkpoints/blip-vqa-shapes"
+        app = create_app(load_settings(env_file=None, models=f"demo={checkpoint}", **settings))
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://service", timeout=120) as client,
+        ):
+            for _ in range(600):
+                if (await client.get("/readyz")).status_code == 200:
+                    break
+                await asyncio.sleep(0.1)
+            return await talk(client)
+
+    return asyncio.run(session())
+
+
+def test_golden_answers_of_the_examples():
+    async def talk(client):
+        return [
+            await client.post(
+                "/v1/vqa",
+                files={"image": (ROOT / "examples" / entry["image"]).read_bytes()},
+                data={"question": entry["question"], "report": "full"},
+            )
+            for entry in GOLDEN
+        ]
+
+    replies = [reply.json() for reply in with_service(talk)]
+    assert [reply["answer"] for reply in replies] == [entry["answer"] for entry in GOLDEN]
+    for reply in replies:
+        report = reply["report"]
+        assert report["flops"] < report["dense_flops"] and 0 < report["token_density"] < 1
+        assert len(report["vision"]["kept"]) == 6 and report["vision"]["tokens_in"][0] == 144
+
+
+@pytest.mark.parametrize("keep_mode", ["max_keep", "per_instance"])
+def test_a_crowd_is_answered_in_batches_and_one_broken_image_harms_nobody(keep_mode):
+    scenes = ShapesVqa(7, "test", REQUESTS, 1)
+    examples = [scenes[index] for index in range(REQUESTS)]
+
+    def body(index):
+        buffer = io.BytesIO()
+        Image.fromarray(examples[index].image).save(buffer, ("PNG", "BMP", "TIFF")[index % 3])
+        data = buffer.getvalue()
+        image = base64.b64encode(data[: len(data) // 2] if index == BROKEN else data).decode()
+        return {"image": image, "question": examples[index].questions[0].text}
+
+    async def talk(client):
+        return await asyncio.gather(*(client.post("/v1/vqa", json=body(i)) for i in range(REQUESTS)))
+
+    replies = with_service(talk, keep_mode=keep_mode)
+    assert replies[BROKEN].status_code in (400, 415, 422)
+    assert set(replies[BROKEN].json()) == {"error"}
+    others = [reply for index, reply in enumerate(replies) if index != BROKEN]
+    assert Counter(reply.status_code for reply in others) == {200: REQUESTS - 1}
+    assert max(reply.json()["report"]["batch_size"] for reply in others) > 1
+    right = sum(
+        reply.json()["answer"] == example.questions[0].answer
+        for index, (reply, example) in enumerate(zip(replies, examples, strict=True))
+        if index != BROKEN
+    )
+    assert right >= 0.85 * REQUESTS  # the checkpoint answers well over nine in ten (docs/results.md)
