@@ -1,8 +1,8 @@
 """Attention that also tells a pruner what it needs to know.
 
 Blocks that are not scored use torch's fused kernel. No fused kernel returns the probabilities that token
-importance needs, so a scored block forms them here: all at once where gradients are wanted or a GPU computes, else
-a few heads at a time that stay in the cache, so that the [H, N, N] map is never written to memory.
+importance needs, so a scored block forms them here: all at once where gradients are wanted or a GPU computes,
+else a few heads at a time that stay in the cache, so that the [H, N, N] map is never written to memory.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _unscored(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
 def _scored(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, wanted: frozenset[str]
 ) -> tuple[Tensor, Signals]:
-    """The explicit softmax of Hugging Face's eager attention: query, key, value [B, H, N, D] -> [B, H, N, D]."""
+    """The explicit softmax of Hugging Face's eager attention over query, key, value [B, H, N, D]."""
     if torch.is_grad_enabled() or query.device.type != "cpu":
         context, received, class_row = _scored_at_once(query, key, value, mask)
     else:

@@ -108,6 +108,7 @@ class DemoRun:
             model.image_geometry,
             self._hooks(model.checkpoint, keep_pruning=False),
             self.recipe["dense"]["patch_loss_weight"],
+            self.recipe["dense"]["pointing_loss_weight"],
         )
 
     def _compress(self, dense: BlipVqa) -> BlipVqa:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from madtp_core.backbones.blip import vision_config
-from madtp_core.data.shapes import NUM_PATCH_LABELS, ShapesVqa, sample_scene
+from madtp_core.data.shapes import NUM_PATCH_LABELS, Question, ShapesVqa, sample_scene
 from madtp_core.data.shapes.dataset import VqaExample
 from madtp_core.data.shapes.scene import GRID, SIZES, TEXTURES
 from madtp_core.images import ImageGeometry
@@ -38,7 +39,8 @@ class VqaBatch:
 
     images [B, H, W, 3] uint8, patch_labels [B, patches] (shape and colour), look_labels [B, patches] (size
     and texture), 0 for background in both; question_ids, question_mask [Q, L], reader [Q] question -> image,
-    answer_ids [Q, A] with -100 behind the end token.
+    answer_ids [Q, A] with -100 behind the end token, spoken_of [Q, 2, patches] bool: where the objects stand
+    that a question's first and second description name.
     """
 
     images: Tensor
@@ -48,6 +50,7 @@ class VqaBatch:
     question_mask: Tensor
     reader: Tensor
     answer_ids: Tensor
+    spoken_of: Tensor
 
 
 class ShapesVqaBatches(Dataset[VqaBatch]):
@@ -91,7 +94,25 @@ class ShapesVqaBatches(Dataset[VqaBatch]):
             mask,
             torch.tensor([row for row, _ in asked]),
             self.codec.training_answers([question.answer for _, question in asked], start_id),
+            torch.from_numpy(np.stack([spoken_of(examples[row], question) for row, question in asked])),
         )
+
+
+def patch_cells(example: VqaExample) -> NDArray[np.int64]:
+    """The cell of the scene's grid that each patch lies in, row-major: int64 [patches]."""
+    side = int(len(example.patch_labels) ** 0.5)
+    cell = np.arange(side) * GRID // side
+    return (cell[:, None] * GRID + cell).ravel()
+
+
+def spoken_of(example: VqaExample, question: Question) -> NDArray[np.bool_]:
+    """Where the objects stand that a question's first and second description name: bool [2, patches]."""
+    cells = patch_cells(example)
+    patches = np.zeros((2, len(cells)), np.bool_)
+    for row, description in enumerate(question.about):
+        named = [thing.cell for thing in example.scene.objects if description.matches(thing)]
+        patches[row] = np.isin(cells, named) & (example.patch_labels > 0)
+    return patches
 
 
 def look_labels(example: VqaExample) -> NDArray[np.int64]:
@@ -99,13 +120,10 @@ def look_labels(example: VqaExample) -> NDArray[np.int64]:
 
     An object never leaves its cell, so a patch's cell names its object.
     """
-    side = int(len(example.patch_labels) ** 0.5)
     look_of_cell = np.zeros(GRID * GRID, np.int64)
     for thing in example.scene.objects:
         look_of_cell[thing.cell] = 1 + SIZES.index(thing.size) * len(TEXTURES) + TEXTURES.index(thing.texture)
-    cell = np.arange(side) * GRID // side
-    looks = look_of_cell[(cell[:, None] * GRID + cell).ravel()]
-    return np.where(example.patch_labels > 0, looks, 0)
+    return np.where(example.patch_labels > 0, look_of_cell[patch_cells(example)], 0)
 
 
 def pixel_values(images: Tensor, geometry: ImageGeometry) -> Tensor:
@@ -125,10 +143,59 @@ class Hooks:
     save: Save
 
 
-class DenseShapesVqa:
-    """Dense training: answer loss, and an auxiliary loss that names what is in every patch.
+class Pointing:
+    """Teaches the first two cross-attention heads of every question block to point at what a question names.
 
-    Without the auxiliary loss a model of this size stays at the language prior for very long.
+    Reads queries and keys through hooks while a training forward runs; the model itself is unchanged. The
+    first token's head 0 shall attend to the objects of the question's first description, head 1 to the
+    second's.
+    """
+
+    def __init__(self, network: VqaNetwork) -> None:
+        self._seen: dict[tuple[int, str], Tensor] = {}
+        self.layers = [layer.crossattention.self for layer in network.blip.text_encoder.encoder.layer]
+        for index, attention in enumerate(self.layers):
+            for name in ("query", "key"):
+                getattr(attention, name).register_forward_hook(partial(self._note, (index, name)))
+
+    def _note(
+        self, place: tuple[int, str], module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> None:
+        if torch.is_grad_enabled():
+            self._seen[place] = output
+
+    def loss(self, reader: Tensor, wanted: Tensor) -> Tensor:
+        """Mean of -log(attention on the named objects) over blocks, heads and questions that name any.
+
+        reader [Q], wanted [Q, 2, patches] bool.
+        """
+        named = wanted.any(-1)  # [Q, 2]
+        total = torch.zeros((), device=wanted.device)
+        for index, attention in enumerate(self.layers):
+            heads = (attention.num_attention_heads, attention.attention_head_size)
+            query = self._seen[index, "query"][:, 0].unflatten(-1, heads)[:, :2].float()  # [Q, 2, D]
+            key = self._seen[index, "key"].unflatten(-1, heads)[:, 1:, :2].float()  # [B, patches, 2, D]
+            logits = torch.einsum("qhd,qphd->qhp", query, key[reader]) * heads[1] ** -0.5
+            mass = (logits.softmax(-1) * wanted).sum(-1)  # [Q, 2]
+            total = total - mass[named].clamp_min(1e-6).log().mean()
+        self._seen.clear()
+        return total / len(self.layers)
+
+
+def balanced_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of patches, those with an object and the far more frequent background counting alike.
+
+    logits [B, labels, patches], labels [B, patches], 0 for background.
+    """
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    is_object = labels > 0
+    return (loss[is_object].mean() + loss[~is_object].mean()) / 2
+
+
+class DenseShapesVqa:
+    """Dense training: answer loss, and two auxiliary losses that end the long plateau at the language prior.
+
+    The patch loss names what is in every patch; the pointing loss teaches two heads where to look.
     """
 
     def __init__(
@@ -138,9 +205,11 @@ class DenseShapesVqa:
         geometry: ImageGeometry,
         hooks: Hooks,
         patch_loss_weight: float = 1.0,
+        pointing_loss_weight: float = 0.0,
     ) -> None:
         self.network, self.data, self.geometry, self.hooks = network, data, geometry, hooks
-        self.patch_loss_weight = patch_loss_weight
+        self.patch_loss_weight, self.pointing_loss_weight = patch_loss_weight, pointing_loss_weight
+        self.pointing = Pointing(network)
         width = vision_config(network.blip.config).hidden_size
         self.patch_head = nn.Linear(width, NUM_PATCH_LABELS + NUM_LOOK_LABELS)
         self.modules: nn.Module = nn.ModuleDict({"network": network, "patch_head": self.patch_head})
@@ -154,9 +223,13 @@ class DenseShapesVqa:
             self.patch_head(out.vision.tokens.hidden[:, 1:]).float().transpose(1, 2)
         )  # [B, labels, patches]
         kinds, looks = logits.split([NUM_PATCH_LABELS, NUM_LOOK_LABELS], 1)
-        patch_loss = F.cross_entropy(kinds, batch.patch_labels) + F.cross_entropy(looks, batch.look_labels)
-        loss = out.answer_loss + self.patch_loss_weight * patch_loss
-        return loss, {"answer_loss": out.answer_loss.item(), "patch_loss": patch_loss.item()}
+        patch_loss = balanced_loss(kinds, batch.patch_labels) + balanced_loss(looks, batch.look_labels)
+        pointing_loss = self.pointing.loss(batch.reader, batch.spoken_of)
+        loss = (
+            out.answer_loss + self.patch_loss_weight * patch_loss + self.pointing_loss_weight * pointing_loss
+        )
+        figures = {"answer_loss": out.answer_loss, "patch_loss": patch_loss, "pointing_loss": pointing_loss}
+        return loss, {name: value.item() for name, value in figures.items()}
 
     def after_step(self, figures: Mapping[str, float]) -> None:
         """Nothing is steered in dense training."""

@@ -1,5 +1,6 @@
 """The loop, the demo's tasks and calibration, end to end on a miniature."""
 
+import copy
 import json
 from dataclasses import replace
 from functools import cache
@@ -16,7 +17,15 @@ from madtp_core.train.calibrate import calibrate
 from madtp_core.train.demo import RECIPE, DemoRun, read_recipe
 from madtp_core.train.evaluate import evaluate_vqa
 from madtp_core.train.loop import LoopConfig, parameter_groups, train
-from madtp_core.train.shapes_vqa import ShapesVqaBatches, look_labels
+from madtp_core.train.shapes_vqa import (
+    Pointing,
+    ShapesVqaBatches,
+    balanced_loss,
+    forward,
+    look_labels,
+    patch_cells,
+    spoken_of,
+)
 
 MINIATURE = {
     "name": "miniature",
@@ -28,7 +37,8 @@ MINIATURE = {
     "alignment": {"num_tokens": 8, "dim": 32},
     "validation_scenes": 8,
     "dense": {
-        "scenes": 4, "questions": 2, "patch_loss_weight": 1.0, "curriculum": [[0, 3], [2, 12]],
+        "scenes": 4, "questions": 2, "patch_loss_weight": 1.0,
+        "pointing_loss_weight": 0.3, "curriculum": [[0, 3], [2, 12]],
         "loop": {
             "steps": 4, "learning_rate": 1e-3, "warmup_steps": 1, "checkpoint_every": 2, "loader_workers": 0,
         },
@@ -196,3 +206,74 @@ def test_the_committed_recipe_is_complete():
     recipe = read_recipe(RECIPE)
     assert set(recipe) == set(MINIATURE)
     replace(LoopConfig(**recipe["dense"]["loop"]), **recipe["compress"]["loop"])
+
+
+def test_what_a_question_speaks_of_lies_on_its_objects():
+    data = ShapesVqa(0, "train", 100, 8, 96)
+    checked = 0
+    for example in (data[index] for index in range(20)):
+        for question in example.questions:
+            first, second = spoken_of(example, question)
+            assert not (first | second)[example.patch_labels == 0].any()
+            assert len(question.about) == 2 or not second.any()
+            named = [o for o in example.scene.objects if question.about[0].matches(o)]
+            cells = set(patch_cells(example)[first].tolist())
+            assert cells <= {thing.cell for thing in named}
+            checked += len(cells) > 0
+    assert checked > 50
+
+
+def test_pointing_loss_is_the_attention_that_misses_the_named_objects(vqa_checkpoint):
+    """One block, computed again from the weights: head 0 of the first token, over patches only."""
+    model = BlipVqa(copy.deepcopy(vqa_checkpoint))
+    data = ShapesVqaBatches(ShapesVqa(0, "train", 1000, 2, 64), 2, model.codec)
+    batch = data[0]
+    pointing = Pointing(model.network)
+    out = forward(model.network, batch, model.image_geometry)
+    loss = pointing.loss(batch.reader, batch.spoken_of)
+
+    expected = []
+    with torch.no_grad():
+        image = out.vision.tokens.hidden
+        for index in range(len(pointing.layers)):
+            attention = pointing.layers[index]
+            seen = attention_input(model, batch, image, index)
+            for row, reader in enumerate(batch.reader.tolist()):
+                for head in range(2):
+                    wanted = batch.spoken_of[row, head]
+                    if wanted.any():
+                        dims = slice(16 * head, 16 * head + 16)
+                        query = attention.query(seen[row, 0])[dims]
+                        key = attention.key(image[reader, 1:])[:, dims]
+                        probs = (key @ query / 4).softmax(0)
+                        expected.append((index, -probs[wanted].sum().clamp_min(1e-6).log()))
+    means = [torch.stack([v for i, v in expected if i == index]).mean() for index in range(2)]
+    assert loss.item() == pytest.approx(torch.stack(means).mean().item(), rel=1e-4)
+    loss.backward()
+    assert attention.query.weight.grad is not None
+
+
+def attention_input(model, batch, image, index):
+    """What the cross-attention of a question block is asked with, by Hugging Face's own modules."""
+    encoder = model.network.blip.text_encoder
+    seen = []
+    handle = encoder.encoder.layer[index].crossattention.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0])
+    )
+    encoder(
+        input_ids=batch.question_ids,
+        attention_mask=batch.question_mask,
+        encoder_hidden_states=image[batch.reader],
+        encoder_attention_mask=torch.ones(image[batch.reader].shape[:2]),
+    )
+    handle.remove()
+    return seen[0]
+
+
+def test_balanced_loss_weighs_rare_objects_like_frequent_background():
+    logits = torch.zeros(1, 2, 10)
+    logits[0, 0] = 2.0  # says background everywhere
+    labels = torch.zeros(1, 10, dtype=torch.int64)
+    labels[0, 0] = 1
+    miss, hit = torch.nn.functional.cross_entropy(logits[0].T[:2], torch.tensor([1, 0]), reduction="none")
+    assert balanced_loss(logits, labels).item() == pytest.approx(((miss + hit) / 2).item())

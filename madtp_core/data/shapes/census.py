@@ -43,6 +43,11 @@ class Description(NamedTuple):
         """The singular with its article, such as `a red star` or `an orange object`."""
         return ("an " if self.singular[0] in "aeiou" else "a ") + self.singular
 
+    def matches(self, thing: SceneObject) -> bool:
+        """Whether an object answers to the description."""
+        wanted = zip(ATTRIBUTES, self, strict=True)
+        return all(value is None or value == getattr(thing, name) for name, value in wanted)
+
 
 def describe(thing: SceneObject, attributes: tuple[str, ...]) -> Description:
     """Return the description that names exactly these attributes of an object."""

@@ -18,14 +18,15 @@ _ATTEMPTS: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question in lower case, its one right answer, and the family it belongs to."""
+    """A question in lower case, its one right answer, its family, and the descriptions it names in order."""
 
     text: str
     answer: str
     family: str
+    about: tuple[Description, ...]
 
 
-_Asked = tuple[str, str]  # text and answer
+_Asked = tuple[str, str, tuple[Description, ...]]  # text, answer and descriptions
 _Builder = Callable[[Census, random.Random], _Asked | None]
 
 _PHRASINGS: Final = {
@@ -98,7 +99,8 @@ def _ask(census: Census, rng: random.Random) -> Question:
     for family in rng.sample(FAMILIES, len(FAMILIES)):
         asked = _BUILDERS[family](census, rng)
         if asked is not None:
-            return Question(*asked, family)
+            text, answer, about = asked
+            return Question(text, answer, family, about)
     raise AssertionError("every scene has objects to count")
 
 
@@ -115,7 +117,7 @@ def _ask_attribute(attribute: str) -> _Builder:
         for thing in rng.sample(objects, len(objects)):
             reference = census.reference(thing, rng, without=attribute)
             if reference is not None:
-                return _phrase(attribute, rng, reference.singular), getattr(thing, attribute)
+                return _phrase(attribute, rng, reference.singular), getattr(thing, attribute), (reference,)
         return None
 
     return ask
@@ -124,7 +126,7 @@ def _ask_attribute(attribute: str) -> _Builder:
 def _ask_count(census: Census, rng: random.Random) -> _Asked:
     named = rng.choice(((), ("colour",), ("shape",), ("size",), ("texture",), ("colour", "shape")))
     description = describe(census.example(rng), named)
-    return _phrase("count", rng, description.plural), str(census.count(description))
+    return _phrase("count", rng, description.plural), str(census.count(description)), (description,)
 
 
 def _ask_existence(census: Census, rng: random.Random) -> _Asked:
@@ -132,12 +134,12 @@ def _ask_existence(census: Census, rng: random.Random) -> _Asked:
     named = absent.attributes  # settled before the answer is, so that they do not tell it
     if rng.random() < 0.5:
         found = describe(rng.choice(census.scene.objects), named)
-        return _phrase("existence", rng, found.indefinite), "yes"
+        return _phrase("existence", rng, found.indefinite), "yes", (found,)
     for _ in range(_ATTEMPTS):  # at best, the scene has every word of it, but on different objects
         mixed = Description(**{a: getattr(rng.choice(census.scene.objects), a) for a in named})
         if not census.count(mixed):
-            return _phrase("existence", rng, mixed.indefinite), "no"
-    return _phrase("existence", rng, absent.indefinite), "no"
+            return _phrase("existence", rng, mixed.indefinite), "no", (mixed,)
+    return _phrase("existence", rng, absent.indefinite), "no", (absent,)
 
 
 def _ask_comparison(census: Census, rng: random.Random) -> _Asked | None:
@@ -149,7 +151,7 @@ def _ask_comparison(census: Census, rng: random.Random) -> _Asked | None:
         if first == second or not left + right:
             continue
         if {"more": left > right, "fewer": left < right, "equal": left == right}[kind] == wanted:
-            return _phrase(kind, rng, first.plural, second.plural), _yes(wanted)
+            return _phrase(kind, rng, first.plural, second.plural), _yes(wanted), (first, second)
     return None
 
 
@@ -163,7 +165,7 @@ def _ask_relation(census: Census, rng: random.Random) -> _Asked | None:
         if true_relations and first and second:
             relation = rng.choice(true_relations)
             said = relation if wanted else _OPPOSITE[relation]
-            return _phrase(said, rng, first.singular, second.singular), _yes(wanted)
+            return _phrase(said, rng, first.singular, second.singular), _yes(wanted), (first, second)
     return None
 
 
