@@ -57,6 +57,10 @@ def test_saving_over_a_directory_replaces_it(vqa_checkpoint, saved):
     assert [entry.name for entry in saved.parent.iterdir()] == ["model"]
 
 
+def test_every_user_may_read_what_is_saved(saved):
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in saved.iterdir())
+
+
 def test_a_plain_hugging_face_directory_is_dense(saved):
     for name in ("madtp.json", "mag.safetensors", "calibration.json"):
         (saved / name).unlink()
@@ -104,7 +108,7 @@ def test_mag_weights_without_their_geometry_are_an_error(saved):
         load_checkpoint(saved)
 
 
-@pytest.mark.parametrize("name", ["no/such-model", "/nowhere/at/all"])
+@pytest.mark.parametrize("name", ["no-such/model", "/nowhere/at/all", "tests/mistyped"])
 def test_a_name_that_leads_nowhere_is_an_error(name):
     with pytest.raises(CheckpointError, match=name):
         load_checkpoint(name)

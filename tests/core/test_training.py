@@ -45,7 +45,8 @@ MINIATURE = {
     },
     "compress": {
         "scenes": 4, "questions": 2, "flops_ratio": 0.6, "first_temperature": 0.5, "ramp_steps": 2,
-        "alpha": 0.1, "gain": 1.0, "loop": {"steps": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "loader_workers": 0},
+        "alpha": 0.1, "gain": 1.0,
+        "loop": {"steps": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "loader_workers": 0},
     },
     "calibrate": {"scenes": 8, "batch_sizes": [1, 4], "factors": [0.5, 1.0]},
     "store": "fp16",

@@ -1,0 +1,90 @@
+"""The application factory: settings and models in, one FastAPI app out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import cast
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service.body import field_error
+from service.engine import load_model
+from service.errors import ApiError
+from service.middleware import RequestGuard, error_response
+from service.model import VqaModel
+from service.routes import router
+from service.runtime import Runtime
+from service.settings import Settings, load_settings
+
+DESCRIPTION = """
+Vision-language models whose tokens are pruned by MADTP. Every answer comes with a report of what it cost:
+tokens kept in each branch, floating-point operations spent and saved, and where the time went.
+
+Errors of every route have one shape; `docs/api.md` holds the table of their codes.
+"""
+_HTTP_CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_allowed"}
+
+
+def create_app(settings: Settings | None = None, models: Mapping[str, VqaModel] | None = None) -> FastAPI:
+    """Builds the app; models are loaded in the background once it runs.
+
+    `settings` default to the environment. `models` are served instead of those that the settings name. Raises
+    SettingsError.
+    """
+    settings = settings or load_settings()
+    runtime = Runtime(settings, _loaders(settings, models))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        runtime.start()
+        yield
+        runtime.stop()
+
+    app = FastAPI(
+        title="madtp-serve",
+        version="1",
+        description=DESCRIPTION,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.state.runtime = runtime
+    app.add_middleware(RequestGuard, max_body_bytes=settings.max_body_bytes)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_query)
+    app.include_router(router)
+    return app
+
+
+def _loaders(settings: Settings, models: Mapping[str, VqaModel] | None) -> dict[str, Callable[[], VqaModel]]:
+    if models is None:
+        return {model.name: partial(load_model, model, settings) for model in settings.models}
+    return {name: partial(_loaded, model) for name, model in models.items()}
+
+
+def _loaded(model: VqaModel) -> VqaModel:
+    return model
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    return error_response(cast(ApiError, error), request.state.request_id)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Errors of the framework itself: no such route, no such method."""
+    error = cast(HTTPException, error)
+    known = ApiError(_HTTP_CODES.get(error.status_code, "internal"), headers=error.headers)
+    return error_response(known, request.state.request_id)
+
+
+async def _on_invalid_query(request: Request, error: Exception) -> Response:
+    """A query parameter is unknown or has a value that is not allowed."""
+    problems = [
+        {**problem, "loc": problem["loc"][1:]} for problem in cast(RequestValidationError, error).errors()
+    ]
+    return error_response(field_error(problems), request.state.request_id)

@@ -1,0 +1,86 @@
+"""Reads a request's body, JSON or multipart, into one set of validated fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from service.errors import ApiError
+
+Fields = TypeVar("Fields", bound=BaseModel)
+MAX_PARTS = 1000
+_MAX_NAME_LENGTH = 64
+_CODES = {"json_invalid": "malformed_json", "missing": "missing_field", "extra_forbidden": "unknown_field"}
+
+
+async def read_fields(
+    request: Request, schema: type[Fields], *, files: Sequence[str], repeated: Sequence[str], max_bytes: int
+) -> Fields:
+    """Reads and validates the body. `files` are fields that may be files, `repeated` those that are lists.
+
+    Both forms meet the same schema: JSON strictly (a number is a number), multipart with its texts converted.
+    Raises ApiError.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError("unsupported_content_encoding")
+    try:
+        if content_type == "application/json":
+            return schema.model_validate_json(await request.body(), strict=True)
+        if content_type == "multipart/form-data":
+            return schema.model_validate(await _read_form(request, schema, files, repeated, max_bytes))
+    except ValidationError as error:
+        raise field_error(error.errors(include_url=False, include_input=False)) from error
+    raise ApiError("unsupported_content_type")
+
+
+def field_error(problems: Sequence[Any]) -> ApiError:
+    """The ApiError of pydantic's first problem; values are never repeated, names only in part."""
+    problem = problems[0]
+    code = _CODES.get(problem["type"], "invalid_value")
+    if code == "malformed_json":
+        return ApiError(code, f"The body is not valid JSON: {problem['ctx']['error']}.")
+    field, *inner = problem["loc"] or ("",)
+    places = [str(place) for place in inner if isinstance(place, int)]  # pydantic names a union's members too
+    param = ".".join([str(field)[:_MAX_NAME_LENGTH], *places]) or None
+    return ApiError(code, f"{problem['msg']}.", param=param)
+
+
+async def _read_form(
+    request: Request, schema: type[BaseModel], files: Sequence[str], repeated: Sequence[str], max_bytes: int
+) -> dict[str, Any]:
+    parser = MultiPartParser(
+        request.headers, request.stream(), max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=max_bytes
+    )
+    parser.spool_max_size = max_bytes  # stays in memory: the container's disk is read-only
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise ApiError("malformed_multipart", error.message) from error
+    fields: dict[str, Any] = {}
+    for name, part in form.multi_items():
+        value = await _part_value(name, part, files)
+        if name in repeated:
+            fields.setdefault(name, []).append(value)
+        elif name in fields:
+            raise ApiError("duplicate_field", param=name[:_MAX_NAME_LENGTH])
+        elif value != "" or name not in schema.model_fields or schema.model_fields[name].is_required():
+            fields[name] = value  # an empty optional part is what a web form sends for "not filled in"
+    return fields
+
+
+async def _part_value(name: str, part: str | UploadFile, files: Sequence[str]) -> str | bytes:
+    if isinstance(part, str):
+        return part
+    if name not in files:
+        raise ApiError(
+            "invalid_value", "This field is text; it cannot be a file.", param=name[:_MAX_NAME_LENGTH]
+        )
+    content = await part.read()
+    await part.close()
+    return content

@@ -1,0 +1,99 @@
+"""The record of one request, from its headers' arrival to its answer; metrics, log and report read it."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from madtp_core.tasks.vqa import VqaAnswer, VqaQuery
+
+STAGES = ("queue", "decode", "preprocess", "inference", "postprocess")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a preprocessing thread hands back: the query, and seconds: waiting, decoding, resizing."""
+
+    query: VqaQuery
+    thread_wait_s: float
+    decode_s: float
+    preprocess_s: float
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the engine hands back: an answer and the batch it was made in.
+
+    `started_s` is when that batch began (the last attempt, when a failed batch was split); `inference_s` is
+    the batch's forward pass and decoding, without the detokenising of its members.
+    """
+
+    answer: VqaAnswer
+    started_s: float
+    batch_size: int
+    keep_mode: str
+    prune_temperature: float
+    inference_s: float
+
+
+@dataclass(eq=False)
+class Job:
+    """One request. Times are seconds of one monotonic clock; `seconds` are durations per stage.
+
+    The event loop alone writes here: threads hand over `Prepared` and `Served`, and the engine touches only
+    `future`, which takes exactly one answer or one error. `model` is the default model's name until the
+    request has named another.
+    """
+
+    request_id: str
+    task: str
+    model: str
+    arrived_s: float
+    deadline_s: float
+    future: Future[Served] = field(default_factory=Future)
+    prepared: Prepared | None = None
+    submitted_s: float | None = None
+    served: Served | None = None
+    outcome: str = "open"
+    error_code: str | None = None
+    finished_s: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def query(self) -> VqaQuery:
+        """What the model is asked; only a prepared job has it."""
+        assert self.prepared is not None, "a job is prepared before it is submitted"
+        return self.prepared.query
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the job has its answer or error, or nobody waits for one any more."""
+        return self.future.done()
+
+    def succeed(self, served: Served) -> None:
+        """Hands the answer to whoever waits; nothing happens when the job is already settled."""
+        with suppress(InvalidStateError):
+            self.future.set_result(served)
+
+    def fail(self, error: Exception) -> None:
+        """Hands an error to whoever waits; nothing happens when the job is already settled."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+    def note_prepared(self, prepared: Prepared) -> None:
+        """Writes down what preprocessing made and took; waiting for its thread counts as queueing."""
+        self.prepared = prepared
+        self.seconds["queue"] = prepared.thread_wait_s
+        self.seconds["decode"] = prepared.decode_s
+        self.seconds["preprocess"] = prepared.preprocess_s
+
+    def note_served(self, served: Served) -> None:
+        """Writes down what the engine made and took."""
+        self.served = served
+        if self.submitted_s is not None:
+            self.seconds["queue"] = self.seconds.get("queue", 0.0) + served.started_s - self.submitted_s
+        self.seconds["inference"] = served.inference_s
+        self.seconds["postprocess"] = served.answer.postprocess_s

@@ -1,0 +1,137 @@
+"""Every metric, and the one place where they are observed: from a job's or a batch's record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+if TYPE_CHECKING:
+    from service.job import Job
+    from service.model import BatchRecord
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_RATIOS = tuple(step / 20 for step in range(1, 21))
+_FLOPS = tuple(base * 10**power for power in range(7, 14) for base in (1, 2, 5))
+_BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_TOKENS = tuple(2**power for power in range(4, 18))
+
+
+class Metrics:
+    """The metrics of one app, in a registry of its own; every `madtp_` one has the label `model`."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a global of the library: no `_created` twin for every counter
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._requests = self._counter("requests", "requests that ended, by how", "task", "outcome")
+        self._request_s = self._histogram(
+            "request_seconds", "answered requests: from the headers' arrival to the answer", _SECONDS, "task"
+        )
+        self._stage_s = self._histogram("stage_seconds", "time in each stage", _SECONDS, "task", "stage")
+        self._density = self._histogram(
+            "token_density", "mean over blocks of kept / dense tokens", _RATIOS, "task", "branch"
+        )
+        self._request_flops = self._histogram(
+            "request_flops", "floating-point operations spent on a request", _FLOPS, "task"
+        )
+        self._flops = self._counter(
+            "flops", "floating-point operations, two per multiply-add", "task", "kind"
+        )
+        self._efficiency = self._histogram("keep_efficiency", "tokens needed / kept", _RATIOS, "task")
+        self._difficulty = self._histogram("difficulty", "measured need, 0 to 1", _RATIOS, "task")
+        self._batch_size = self._histogram("batch_size", "requests in a batch", _BATCH, "task")
+        self._batch_tokens = self._histogram(
+            "batch_tokens", "tokens entering a batch, both branches, pads included", _TOKENS, "task"
+        )
+        self._queue_depth = self._gauge("queue_depth", "requests waiting for a batch", "task")
+        self._temperature = self._gauge("prune_temperature", "prune temperature of the last batch", "task")
+        self._target = self._gauge("flops_target_ratio", "operations wanted, spent / dense", "task")
+        self._shed = self._counter("shed", "requests turned away, by error code", "task", "reason")
+        self._decoded = self._counter("images_decoded", "images decoded")
+        self._info = self._gauge("model_info", "1 for every model", "task", "device", "dtype", "keep_mode")
+
+    def add_model(
+        self,
+        *,
+        model: str,
+        task: str,
+        device: str,
+        dtype: str,
+        keep_mode: str,
+        flops_target: float,
+        queue_depth: Callable[[], int],
+    ) -> None:
+        """Announces a model; `queue_depth` is asked at every scrape."""
+        self._info.labels(model=model, task=task, device=device, dtype=dtype, keep_mode=keep_mode).set(1)
+        self._target.labels(model=model, task=task).set(flops_target)
+        self._queue_depth.labels(model=model, task=task).set_function(queue_depth)
+
+    def observe_request(self, job: Job) -> None:
+        """Counts a job that ended, however it ended."""
+        labels = {"model": job.model, "task": job.task}
+        self._requests.labels(outcome=job.outcome, **labels).inc()
+        if job.prepared is not None:
+            self._decoded.labels(model=job.model).inc()
+        if job.outcome in ("shed", "unavailable") and job.error_code is not None:
+            self._shed.labels(reason=job.error_code, **labels).inc()
+        for stage, seconds in job.seconds.items():
+            self._stage_s.labels(stage=stage, **labels).observe(seconds)
+        if job.outcome == "ok" and job.finished_s is not None:
+            self._request_s.labels(**labels).observe(job.finished_s - job.arrived_s)
+        if job.served is not None:
+            self._observe_cost(job, labels)
+
+    def _observe_cost(self, job: Job, labels: dict[str, str]) -> None:
+        assert job.served is not None
+        answer = job.served.answer
+        branches = {"vision": answer.vision, "text": answer.text}
+        for branch, trace in branches.items():
+            self._density.labels(branch=branch, **labels).observe(trace.token_density)
+        kept = sum(sum(trace.kept) for trace in branches.values())
+        needed = sum(sum(trace.needed) for trace in branches.values())
+        self._efficiency.labels(**labels).observe(needed / kept)
+        if answer.difficulty is not None:
+            self._difficulty.labels(**labels).observe(answer.difficulty)
+        self._request_flops.labels(**labels).observe(answer.cost.flops)
+        for kind, flops in (
+            ("spent", answer.cost.flops),
+            ("dense", answer.cost.dense_flops),
+            ("needed", answer.cost.needed_flops),
+            ("padded", answer.cost.padded_flops),
+        ):
+            self._flops.labels(kind=kind, **labels).inc(flops)
+
+    def observe_batch(self, batch: BatchRecord) -> None:
+        """Counts a batch that was answered; called on the engine's thread."""
+        labels = {"model": batch.model, "task": batch.task}
+        self._batch_size.labels(**labels).observe(batch.size)
+        self._batch_tokens.labels(**labels).observe(batch.tokens)
+        self._temperature.labels(**labels).set(batch.prune_temperature)
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"madtp_{name}", text, ("model", *labels), registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"madtp_{name}", text, ("model", *labels), registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"madtp_{name}", text, ("model", *labels), buckets=buckets, registry=self.registry)

@@ -1,0 +1,144 @@
+"""Around every request: its id, the size of its body, a last resort for errors, one line of log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+
+from service.errors import ApiError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID_HEADER = "x-request-id"
+LINGER_S = 1.0
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def error_response(error: ApiError, request_id: str) -> JSONResponse:
+    """An error as every route sends it."""
+    return JSONResponse(error.body(request_id), status_code=error.kind.status, headers=error.headers)
+
+
+class RequestGuard:
+    """ASGI middleware; plain ASGI, so that bodies stream and disconnects are seen."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, linger_s: float = LINGER_S) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._linger_s = linger_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began_s = time.monotonic()
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        body = _Body(scope, receive, self._max_body_bytes)
+        status = 0
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                if not body.is_complete:
+                    headers["connection"] = "close"
+            elif body.is_being_sent and not message.get("more_body", False):
+                # Closing on a client that still sends resets the connection, and it may lose the answer.
+                await send({**message, "more_body": True})
+                await body.discard(self._linger_s)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        try:
+            await self._app(scope, body.receive, send_guarded)
+        except Exception:
+            logger.exception("request failed", extra={"request_id": request_id})
+            if status:
+                raise  # half an answer is out: only closing the connection tells the client
+            response = error_response(ApiError("internal"), request_id)
+            await response(scope, receive, send_guarded)
+        finally:
+            _log(scope, request_id, status, time.monotonic() - began_s)
+
+
+class _Body:
+    """Counts a body as it streams; `receive` raises ApiError as soon as it is, or says it is, too large."""
+
+    def __init__(self, scope: Scope, receive: Receive, max_bytes: int) -> None:
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
+        self._announced_bytes = int(length) if length.isdecimal() else 0
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._received_bytes = 0
+        self._waits_for_continue = "expect" in headers
+        self.is_complete = not self._announced_bytes and "transfer-encoding" not in headers
+
+    @property
+    def is_being_sent(self) -> bool:
+        """Whether the client is still sending; one that expects `100 Continue` has not begun."""
+        return not (self.is_complete or self._waits_for_continue)
+
+    async def receive(self) -> Message:
+        if self._announced_bytes > self._max_bytes:
+            raise self._too_large()
+        message = await self._next()
+        if self._received_bytes > self._max_bytes:
+            raise self._too_large()
+        return message
+
+    async def discard(self, time_s: float) -> None:
+        """Reads what still comes, for a while."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(time_s):
+                while not self.is_complete:
+                    await self._next()
+
+    async def _next(self) -> Message:
+        self._waits_for_continue = False
+        message = await self._receive()
+        self._received_bytes += len(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self.is_complete = True
+        return message
+
+    def _too_large(self) -> ApiError:
+        return ApiError("body_too_large", f"The body has more than {self._max_bytes} bytes.")
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own id where it has a safe form, else a new one."""
+    given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    """One line a request, from its record where it has one; never its path as sent, never its contents."""
+    route = getattr(scope.get("route"), "path", None)
+    fields = {
+        "request_id": request_id,
+        "method": scope["method"],
+        "route": route,
+        "status": status,
+        "seconds": round(seconds, 6),
+    }
+    if (job := scope["state"].get("job")) is not None:
+        fields |= {"model": job.model, "outcome": job.outcome, "code": job.error_code}
+        fields |= {f"{stage}_s": round(value, 6) for stage, value in job.seconds.items()}
+        if job.served is not None:
+            fields["batch_size"] = job.served.batch_size
+    logger.log(logging.INFO if "job" in scope["state"] else logging.DEBUG, "request", extra=fields)

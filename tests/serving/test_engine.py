@@ -1,0 +1,326 @@
+"""The engine without HTTP: one answer or one error for every job, whatever the model does."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from madtp_core.errors import CheckpointError
+from madtp_core.tasks.vqa import VqaQuery
+from service.engine import Engine
+from service.errors import ApiError
+from service.job import Job, Prepared
+from service.model import BatchRecord
+from tests.serving.conftest import MakeSettings, wait_until
+from tests.serving.fakes import FakeModel
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def _job(question: str, deadline_s: float = float("inf")) -> Job:
+    job = Job(request_id="r", task="vqa", model="fake", arrived_s=0.0, deadline_s=deadline_s)
+    query = VqaQuery(pixel_values=np.zeros((3, 16, 16), np.float32), question=question)
+    job.note_prepared(Prepared(query, thread_wait_s=0.0, decode_s=0.0, preprocess_s=0.0))
+    return job
+
+
+def _answer(job: Job) -> str:
+    return job.future.result(10).answer.answer
+
+
+def _code(job: Job) -> str:
+    error = job.future.exception(10)
+    assert isinstance(error, ApiError)
+    return error.code
+
+
+class Start:
+    """Starts engines that are stopped at the end of the test."""
+
+    def __init__(self, make_settings: MakeSettings, stack: ExitStack) -> None:
+        self._make_settings = make_settings
+        self._stack = stack
+        self.batches: list[BatchRecord] = []
+        self.died = threading.Event()
+
+    def __call__(self, model: FakeModel, **options: Any) -> Engine:
+        clock = options.pop("clock", None)
+        settings = self._make_settings(**{"max_batch_wait_s": 0.0} | options)
+        clocks = {"clock": clock} if clock else {}
+        engine = Engine(
+            "fake", lambda: model, settings, on_batch=self.batches.append, on_death=self.died.set, **clocks
+        )
+        engine.start()
+        self._stack.callback(engine.stop, 10.0)
+        wait_until(lambda: engine.phase == "ready")
+        model.forget_warm_up()
+        return engine
+
+
+@pytest.fixture
+def start(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    monkeypatch.setattr("service.health.MIN_PROBE_GAP_S", 0.01)
+    with ExitStack() as stack:
+        yield Start(make_settings, stack)
+
+
+@contextmanager
+def _one_batch(engine: Engine, model: FakeModel) -> Iterator[None]:
+    """What is submitted in the block waits until its end behind a batch that is held."""
+    with model.held():
+        first = _job("first")
+        engine.submit(first)
+        assert model.has_begun.wait(10)
+        yield
+    _answer(first)
+
+
+def _submit_batch(engine: Engine, model: FakeModel, *questions: str) -> list[Job]:
+    jobs = [_job(question) for question in questions]
+    with _one_batch(engine, model):
+        for job in jobs:
+            engine.submit(job)
+    return jobs
+
+
+def test_a_batch_gives_each_job_its_own_answer(start: Start, model: FakeModel) -> None:
+    jobs = _submit_batch(start(model), model, "is a", "is b", "is c")
+    assert [_answer(job) for job in jobs] == ["a", "b", "c"]
+    assert model.batches == [["first"], ["is a", "is b", "is c"]]
+
+
+def test_the_batch_stands_on_the_answer_and_in_the_record(start: Start, model: FakeModel) -> None:
+    job, *_ = _submit_batch(start(model, keep_mode="per_instance"), model, "is a", "is b")
+    served = job.future.result(10)
+    assert (served.batch_size, served.keep_mode) == (2, "per_instance")
+    wait_until(lambda: len(start.batches) == 2)
+    assert start.batches[1] == BatchRecord("vqa", "fake", 2, tokens=2 * (16 + 6), prune_temperature=2.5)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "wanted"),
+    [
+        (FakeModel(), {}, 2.5),  # the fake calibration: batch size + target
+        (FakeModel(), {"flops_target": 0.25}, 2.25),
+        (FakeModel(), {"flops_target": 1.0}, 0.0),
+        (FakeModel(), {"prune_temperature": 0.9}, 0.9),
+        (FakeModel(is_calibrated=False), {}, 0.0),
+        (FakeModel(is_calibrated=False), {"prune_temperature": 0.9}, 0.9),
+        (FakeModel(is_pruned=False), {"prune_temperature": 0.9}, 0.0),
+    ],
+)
+def test_prune_temperature(start: Start, model: FakeModel, settings: dict[str, Any], wanted: float) -> None:
+    _submit_batch(start(model, **settings), model, "is a", "is b")[0].future.result(10)
+    assert model.temperatures[1] == pytest.approx(wanted)
+
+
+def test_no_batch_is_larger_than_the_limit(start: Start, model: FakeModel) -> None:
+    jobs = _submit_batch(start(model, max_batch_size=2), model, "a", "b", "c")
+    assert [_answer(job) for job in jobs] == ["a", "b", "c"]
+    assert model.batches[1:] == [["a", "b"], ["c"]]
+
+
+def test_one_broken_job_fails_alone_within_two_log_b_more_passes(start: Start, model: FakeModel) -> None:
+    questions = [f"is {number}" for number in range(31)]
+    jobs = _submit_batch(start(model), model, *questions[:13], "break it", *questions[13:])
+    codes = [None if job.future.exception(10) is None else _code(job) for job in jobs]
+    assert codes == [None] * 13 + ["internal"] + [None] * 18
+    assert len(model.batches) <= 2 + 2 * 5
+
+
+def test_a_job_that_the_model_refuses_gets_its_reason(start: Start, model: FakeModel) -> None:
+    good, bad = _submit_batch(start(model), model, "is a", "refuse it")
+    assert _answer(good) == "a"
+    error = bad.future.exception(10)
+    assert isinstance(error, ApiError)
+    assert (error.code, error.message) == (
+        "rejected_by_model",
+        "the question has 99 tokens, at most 20 are allowed",
+    )
+
+
+def test_what_an_exception_says_never_reaches_the_client(start: Start, model: FakeModel) -> None:
+    (job,) = _submit_batch(start(model), model, "break it")
+    assert "secret" not in str(job.future.exception(10))
+
+
+def test_a_score_that_is_not_finite_is_an_error_of_its_job(start: Start, model: FakeModel) -> None:
+    bad, good = _submit_batch(start(model), model, "not finite", "is a")
+    assert (_code(bad), _answer(good)) == ("internal", "a")
+
+
+def test_a_batch_with_too_few_answers_is_asked_again_in_parts(
+    start: Start, model: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, predict = start(model), model.predict
+    monkeypatch.setattr(model, "predict", lambda queries, **options: predict(queries[:1], **options))
+    assert [_answer(job) for job in _submit_batch(engine, model, "is a", "is b")] == ["a", "b"]
+
+
+def test_the_loop_goes_on_after_every_kind_of_bad_batch(start: Start, model: FakeModel) -> None:
+    engine = start(model)
+    _submit_batch(engine, model, "break it", "refuse it", "not finite")
+    later = _job("is alive")
+    engine.submit(later)
+    assert _answer(later) == "alive"
+
+
+def test_a_metric_that_fails_does_not_end_the_engine(start: Start, model: FakeModel) -> None:
+    engine = start(model)
+    engine._on_batch = lambda record: 1 / 0  # type: ignore[assignment, return-value]
+    for _ in range(2):
+        job = _job("is a")
+        engine.submit(job)
+        assert _answer(job) == "a"
+
+
+def test_a_cancelled_job_does_not_run(start: Start, model: FakeModel) -> None:
+    engine = start(model)
+    with _one_batch(engine, model):
+        engine.cancel(engine.submit(_job("is cancelled")))
+        kept = _job("is kept")
+        engine.submit(kept)
+    assert _answer(kept) == "kept"
+    assert model.batches[1:] == [["is kept"]]
+
+
+def test_a_job_that_nobody_waits_for_does_not_run(start: Start, model: FakeModel) -> None:
+    engine = start(model)
+    left, kept = _job("is left"), _job("is kept")
+    with _one_batch(engine, model):
+        engine.submit(left)
+        engine.submit(kept)
+        left.future.cancel()
+    assert _answer(kept) == "kept"
+    assert model.batches[1:] == [["is kept"]]
+
+
+def test_an_expired_job_is_told_and_does_not_run(start: Start, model: FakeModel) -> None:
+    clock = Clock()
+    engine = start(model, clock=clock, probe_interval_s=1e9)
+    late = _job("is late", deadline_s=101.0)
+    with _one_batch(engine, model):
+        engine.submit(late)
+        clock.now_s = 102.0
+    assert _code(late) == "deadline_exceeded"
+    assert model.batches == [["first"]]
+
+
+def test_a_full_queue_refuses(start: Start, model: FakeModel) -> None:
+    engine = start(model, max_queue=1)
+    with _one_batch(engine, model):
+        engine.submit(_job("is waiting"))
+        with pytest.raises(ApiError, match="overloaded"):
+            engine.submit(_job("is too much"))
+
+
+def test_warm_up_runs_growing_batches_and_no_more_than_allowed(make_settings: MakeSettings) -> None:
+    model = FakeModel()
+    engine = Engine("fake", lambda: model, make_settings(max_batch_size=6))
+    engine.start()
+    wait_until(lambda: engine.phase == "ready")
+    engine.stop(10.0)
+    assert [len(batch) for batch in model.batches] == [1, 2, 4]
+
+
+def test_stopping_answers_who_still_waits(start: Start, model: FakeModel) -> None:
+    engine = start(model)
+    running, waiting = _job("is running"), _job("is waiting")
+    with model.held():
+        engine.submit(running)
+        assert model.has_begun.wait(10)
+        engine.submit(waiting)
+        engine.stop(0.0)
+    assert (_answer(running), _code(waiting)) == ("running", "draining")
+
+
+def test_a_dying_engine_answers_everyone_and_says_so(start: Start, model: FakeModel) -> None:
+    engine = start(model)
+    waiting = _job("is waiting")
+    with _one_batch(engine, model):
+        dying = _job("kill it")
+        engine.submit(dying)
+        engine.submit(waiting)
+    assert (_code(dying), _code(waiting)) == ("engine_failed", "engine_failed")
+    assert start.died.wait(10)
+    health = engine.health()
+    assert health is not None
+    assert health.code == "engine_failed"
+    with pytest.raises(ApiError, match="engine_failed"):
+        engine.submit(_job("is late"))
+
+
+def test_a_checkpoint_that_does_not_load_is_a_dead_engine(make_settings: MakeSettings) -> None:
+    def load() -> FakeModel:
+        raise CheckpointError("no such directory")
+
+    died = threading.Event()
+    engine = Engine("fake", load, make_settings(), on_death=died.set)
+    engine.start()
+    assert died.wait(10)
+    assert engine.phase == "failed"
+
+
+def test_an_idle_engine_probes_itself(start: Start, model: FakeModel) -> None:
+    engine = start(model, probe_interval_s=0.01)
+    model.is_broken = True
+    wait_until(lambda: engine.health() is not None)
+    model.is_broken = False
+    wait_until(lambda: engine.health() is None)
+
+
+def test_a_job_that_breaks_an_engine_for_good_makes_it_not_ready(start: Start, model: FakeModel) -> None:
+    engine = start(model, probe_interval_s=1e9)
+    model.is_broken = True
+    job = _job("is a")
+    engine.submit(job)
+    assert _code(job) == "internal"
+    wait_until(lambda: engine.health() is not None)
+
+
+def test_a_job_that_fails_by_itself_leaves_the_engine_ready(start: Start, model: FakeModel) -> None:
+    engine = start(model)
+    job = _job("break it")
+    engine.submit(job)
+    assert _code(job) == "internal"
+    wait_until(lambda: len(model.batches) == 2)  # the job, and the probe that clears the engine
+    assert engine.health() is None
+
+
+def test_a_batch_that_stalls_makes_it_not_ready(start: Start, model: FakeModel) -> None:
+    clock = Clock()
+    engine = start(model, clock=clock, engine_stall_s=60.0, probe_interval_s=1e9)
+    with model.held():
+        job = _job("is slow")
+        engine.submit(job)
+        assert model.has_begun.wait(10)
+        assert engine.health() is None
+        clock.now_s += 61.0
+        health = engine.health()
+    assert health is not None
+    assert health.code == "engine_failed"
+    assert _answer(job) == "slow"
+    assert engine.health() is None
+
+
+def test_queue_time_and_inference_time_come_from_the_clock(start: Start, model: FakeModel) -> None:
+    clock = Clock()
+    engine = start(model, clock=clock, probe_interval_s=1e9)
+    job = _job("is a")
+    with _one_batch(engine, model):
+        engine.submit(job)
+        clock.now_s += 3.0
+    job.note_served(job.future.result(10))
+    assert job.seconds["queue"] == pytest.approx(3.0)
+    assert job.seconds["inference"] == pytest.approx(0.0)
