@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, BlipConfig, BlipForQuestionAnswering
+from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
 
 from madtp_core.alignment import Alignment
@@ -88,6 +89,8 @@ def _write(checkpoint: VqaCheckpoint, target: Path, dtype: torch.dtype | None) -
         save_file(weights, target / MAG_WEIGHTS, metadata={"format": "pt"})
     if checkpoint.calibration is not None:
         checkpoint.calibration.save(target / CALIBRATION)
+    for file in target.iterdir():
+        file.chmod(0o644)  # safetensors writes 0600, which a container's user could not read
 
 
 def load_checkpoint(name: str | Path, dtype: torch.dtype = torch.float32) -> VqaCheckpoint:
@@ -97,6 +100,7 @@ def load_checkpoint(name: str | Path, dtype: torch.dtype = torch.float32) -> Vqa
     are named), or when MADTP's files contradict each other. Only safetensors are read, never a pickle.
     """
     config = _madtp_config(name)
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would write into log lines
     try:
         loaded: Any = BlipForQuestionAnswering.from_pretrained(
             str(name),
@@ -180,9 +184,12 @@ def _check_complete(name: str | Path, report: dict[str, Any]) -> None:
 
 def _find(name: str | Path, file: str) -> Path | None:
     """A file of the directory, or of the hub's repository, of that name; None where there is none."""
-    if Path(name).is_dir():
-        path = Path(name) / file
+    directory = Path(name)
+    if directory.is_dir():
+        path = directory / file
         return path if path.is_file() else None
+    if directory.is_absolute() or len(directory.parts) != 2 or directory.parent.is_dir():
+        raise CheckpointError(f"there is no directory {str(name)!r}, and it cannot be a hub id (owner/name)")
     try:
         found = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False)
     except OSError as error:

@@ -172,17 +172,11 @@ def greedy_passes(steps: int, rows: int = 1) -> list[tuple[int, int]]:
 
 
 def widest(traces: Sequence[BranchTrace]) -> BranchTrace:
-    """The trace of a row padded to its batch: in every block as many tokens as the longest row."""
-
-    def most(entries: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-        return tuple(max(block) for block in zip(*entries, strict=True))
-
-    return BranchTrace(
-        max(trace.dense for trace in traces),
-        most(trace.tokens_in for trace in traces),
-        most(trace.needed for trace in traces),
-        most(trace.kept for trace in traces),
-    )
+    """The trace of a row padded to its batch: in every block as wide as the longest row, before and after."""
+    tokens_in = tuple(max(block) for block in zip(*(trace.tokens_in for trace in traces), strict=True))
+    leaving = tuple(max(block) for block in zip(*(trace.leaving() for trace in traces), strict=True))
+    kept = tuple(m - (m < n) for m, n in zip(leaving, tokens_in, strict=True))
+    return BranchTrace(max(trace.dense for trace in traces), tokens_in, kept, kept)
 
 
 def attention_padding_macs(

@@ -82,7 +82,6 @@ def keep_and_merge(tokens: Tokens, importance: Tensor, needed: Tensor, keep_mode
     """
     available = tokens.lengths() - 1  # [B]
     quota = needed.max().expand_as(needed) if keep_mode == MAX_KEEP else needed
-    quota = torch.minimum(quota, available)
     prunes = (quota >= 1) & (available - quota > 1)
     kept = torch.where(prunes, quota, available)
     needed = torch.where(prunes, needed, available)

@@ -153,7 +153,8 @@ class Pointing:
 
     def __init__(self, network: VqaNetwork) -> None:
         self._seen: dict[tuple[int, str], Tensor] = {}
-        self.layers = [layer.crossattention.self for layer in network.blip.text_encoder.encoder.layer]
+        blocks: Any = network.blip.text_encoder.encoder.layer
+        self.layers: list[Any] = [block.crossattention.self for block in blocks]
         for index, attention in enumerate(self.layers):
             for name in ("query", "key"):
                 getattr(attention, name).register_forward_hook(partial(self._note, (index, name)))
@@ -172,14 +173,19 @@ class Pointing:
         named = wanted.any(-1)  # [Q, 2]
         total = torch.zeros((), device=wanted.device)
         for index, attention in enumerate(self.layers):
-            heads = (attention.num_attention_heads, attention.attention_head_size)
-            query = self._seen[index, "query"][:, 0].unflatten(-1, heads)[:, :2].float()  # [Q, 2, D]
-            key = self._seen[index, "key"].unflatten(-1, heads)[:, 1:, :2].float()  # [B, patches, 2, D]
+            heads: tuple[int, int] = (attention.num_attention_heads, attention.attention_head_size)
+            query = _split(self._seen[index, "query"], heads)[:, 0, :2].float()  # [Q, 2, D]
+            key = _split(self._seen[index, "key"], heads)[:, 1:, :2].float()  # [B, patches, 2, D]
             logits = torch.einsum("qhd,qphd->qhp", query, key[reader]) * heads[1] ** -0.5
             mass = (logits.softmax(-1) * wanted).sum(-1)  # [Q, 2]
             total = total - mass[named].clamp_min(1e-6).log().mean()
         self._seen.clear()
         return total / len(self.layers)
+
+
+def _split(projected: Tensor, heads: tuple[int, int]) -> Tensor:
+    """[..., H * D] -> [..., H, D]."""
+    return projected.view(*projected.shape[:-1], *heads)
 
 
 def balanced_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -352,7 +352,8 @@ def test_need_costs_no_more_than_the_spent_and_the_spent_no_more_than_dense(
 
 def test_a_padded_row_is_as_wide_as_the_widest_of_its_batch() -> None:
     traces = [BranchTrace(9, (9, 5), (4, 3), (4, 3)), BranchTrace(7, (7, 7), (7, 2), (7, 2))]
-    assert widest(traces) == BranchTrace(9, (9, 7), (7, 3), (7, 3))
+    assert widest(traces) == BranchTrace(9, (9, 7), (6, 3), (6, 3))
+    assert widest(traces).leaving() == (7, 4)
 
 
 def test_packed_rows_pay_for_padding_in_attention_only(vision: VisionGeometry, text: TextGeometry) -> None:

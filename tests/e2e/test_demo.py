@@ -1,4 +1,4 @@
-"""The committed demo checkpoint behind the real service: golden answers, a crowd, and one broken image in it."""
+"""The committed demo checkpoint behind the real service: golden answers, and a crowd with a broken image."""
 
 import asyncio
 import base64
@@ -26,7 +26,9 @@ def with_service(talk, **settings):
 
     async def session():
         checkpoint = ROOT / "checkpoints/blip-vqa-shapes"
-        app = create_app(load_settings(env_file=None, models=f"demo={checkpoint}", **settings))
+        app = create_app(
+            load_settings(env_file=None, models=f"demo={checkpoint}", request_deadline_s=120, **settings)
+        )
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
