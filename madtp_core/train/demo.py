@@ -37,12 +37,14 @@ class DemoRun:
     def make(self) -> BlipVqa:
         """Train dense, compress, calibrate and save; each stage resumes where it stopped."""
         seed_everything(self.recipe["seed"])
-        model = self.fresh_model()
-        dense = self._stage("dense")
-        train(self._dense_task(model), dense, self.work / "dense")
-        trained = BlipVqa.from_pretrained(self.work / "dense" / "model")
-        compressed = self._compress(trained)
-        return self._calibrate(compressed)
+        model, scenes_seen = self.fresh_model(), 0
+        for stage in self.recipe["dense"]:
+            loop = self._loop(stage)
+            seed_everything(loop.seed)
+            train(self._dense_task(model, stage, scenes_seen), loop, self.work / stage["name"])
+            model = BlipVqa.from_pretrained(self.work / stage["name"] / "model")
+            scenes_seen += loop.last_step * stage["scenes"]
+        return self._calibrate(self._compress(model, scenes_seen))
 
     def fresh_model(self) -> BlipVqa:
         """The untrained BLIP of the recipe with its tokenizer."""
@@ -64,11 +66,11 @@ class DemoRun:
         madtp = MadtpConfig(encoder_first_token="enc", max_question_tokens=shape["max_text_tokens"])
         return BlipVqa(VqaCheckpoint(build_blip_vqa(config), tokenizer, geometry, madtp))
 
-    def _stage(self, stage: str) -> LoopConfig:
-        return LoopConfig(seed=self.recipe["seed"], **self.recipe[stage]["loop"])
+    def _loop(self, stage: Mapping[str, Any]) -> LoopConfig:
+        return LoopConfig(seed=self.recipe["seed"], **stage["loop"])
 
-    def _batches(self, model: BlipVqa, stage: str, first_step: int) -> ShapesVqaBatches:
-        part = self.recipe[stage]
+    def _batches(self, model: BlipVqa, part: Mapping[str, Any], scenes_seen: int) -> ShapesVqaBatches:
+        first_step = -(-scenes_seen // part["scenes"])
         scenes = ShapesVqa(
             self.recipe["seed"], "train", 10**9, part["questions"], self.recipe["image"]["size"]
         )
@@ -101,23 +103,22 @@ class DemoRun:
 
         return Hooks(evaluate, save)
 
-    def _dense_task(self, model: BlipVqa) -> DenseShapesVqa:
+    def _dense_task(self, model: BlipVqa, stage: Mapping[str, Any], scenes_seen: int) -> DenseShapesVqa:
         return DenseShapesVqa(
             model.network,
-            self._batches(model, "dense", 0),
+            self._batches(model, stage, scenes_seen),
             model.image_geometry,
             self._hooks(model.checkpoint, keep_pruning=False),
-            self.recipe["dense"]["patch_loss_weight"],
-            self.recipe["dense"]["pointing_loss_weight"],
+            **stage["losses"],
         )
 
-    def _compress(self, dense: BlipVqa) -> BlipVqa:
-        part, before = self.recipe["compress"], self.recipe["dense"]
+    def _compress(self, dense: BlipVqa, scenes_seen: int) -> BlipVqa:
+        part = self.recipe["compress"]
         alignment_config = AlignmentConfig(**self.recipe["alignment"])
         pruning = PruningConfig(
             keep_mode=MAX_KEEP, flops_ratio=part["flops_ratio"], batch_size=part["scenes"]
         )
-        loop = self._stage("compress")
+        loop = self._loop(part)
         seed_everything(loop.seed)
         checkpoint = replace(
             dense.checkpoint,
@@ -125,10 +126,9 @@ class DemoRun:
             config=replace(dense.checkpoint.config, alignment=alignment_config, pruning=pruning),
         )
         model = BlipVqa(checkpoint)
-        dense_scenes = before["loop"]["steps"] * before["scenes"]
         task = CompressShapesVqa(
             model.network,
-            self._batches(model, "compress", dense_scenes // part["scenes"] + 1),
+            self._batches(model, part, scenes_seen),
             model.image_geometry,
             self._hooks(checkpoint, keep_pruning=True),
             TemperatureSearch(part["flops_ratio"], gain=part["gain"]),

@@ -26,13 +26,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class LoopConfig:
     """How long, how fast and how often; checked once.
 
-    steps: optimiser steps. learning_rate: peak, reached after warmup_steps, then cosine to zero.
-    dtype: autocast type of the forward. evaluate_every, checkpoint_every: in steps, 0 for only at the end.
+    steps: optimiser steps of the schedule; stop_step ends the run earlier. learning_rate: peak, reached after
+    warmup_steps, then cosine to zero. dtype: autocast type of the forward. evaluate_every, checkpoint_every: in steps, 0 for only at the end.
     loader_workers: processes that prepare batches. threads: intra-operation threads, 0 for torch's default.
     """
 
     steps: int
     learning_rate: float
+    stop_step: int | None = None
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 0
@@ -53,6 +54,11 @@ class LoopConfig:
             )
         if self.dtype not in DTYPES:
             raise ConfigError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the run ends."""
+        return self.steps if self.stop_step is None else self.stop_step
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then cosine to zero (SGDR, one cycle)."""
@@ -92,7 +98,7 @@ class TrainTask(Protocol):
 
 
 def train(task: TrainTask, config: LoopConfig, directory: Path) -> dict[str, float]:
-    """Train until config.steps, from the last checkpoint in directory if there is one; returns final figures.
+    """Train to config.last_step, from the last checkpoint in directory if there is one; returns final figures.
 
     Writes `last.pt` (weights, optimiser, step, random states), `log.jsonl` and, at the end, the task's model.
     A resumed run repeats the uninterrupted one: batches are a function of the step, random states are
@@ -109,27 +115,31 @@ def train(task: TrainTask, config: LoopConfig, directory: Path) -> dict[str, flo
     loader = DataLoader(
         task.batches(),
         batch_size=None,
-        sampler=range(start, config.steps),
+        sampler=range(start, config.last_step),
         num_workers=config.loader_workers,
         prefetch_factor=4 if config.loader_workers else None,
     )
     with (
         (directory / "log.jsonl").open("a") as log,
-        tqdm(total=config.steps, initial=start, desc=directory.name, unit="step", mininterval=2.0) as bar,
+        tqdm(total=config.last_step, initial=start, desc=directory.name, unit="step", mininterval=2.0) as bar,
     ):
-        for step, batch in zip(range(start, config.steps), loader, strict=True):
+        for step, batch in zip(range(start, config.last_step), loader, strict=True):
             figures = _step(task, optimizer, batch, step, config)
             bar.update()
-            if step % config.log_every == 0 or step + 1 == config.steps:
+            if step % config.log_every == 0 or step + 1 == config.last_step:
                 bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
                 _write(log, {"step": step, **figures})
-            if config.evaluate_every and (step + 1) % config.evaluate_every == 0 and step + 1 < config.steps:
+            if (
+                config.evaluate_every
+                and (step + 1) % config.evaluate_every == 0
+                and step + 1 < config.last_step
+            ):
                 _write(log, {"step": step, "evaluation": dict(task.evaluate())})
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
                 _checkpoint(task, optimizer, config, step + 1, directory)
-        _checkpoint(task, optimizer, config, config.steps, directory)
+        _checkpoint(task, optimizer, config, config.last_step, directory)
         final = dict(task.evaluate())
-        _write(log, {"step": config.steps, "evaluation": final})
+        _write(log, {"step": config.last_step, "evaluation": final})
     task.save(directory / "model")
     return final
 
@@ -193,7 +203,14 @@ def _checkpoint(
     os.replace(partial, directory / "last.pt")
 
 
-_FREE_TO_CHANGE = {"evaluate_every", "checkpoint_every", "log_every", "loader_workers", "threads"}
+_FREE_TO_CHANGE = {
+    "stop_step",
+    "evaluate_every",
+    "checkpoint_every",
+    "log_every",
+    "loader_workers",
+    "threads",
+}
 
 
 def _resume(task: TrainTask, optimizer: torch.optim.Optimizer, config: LoopConfig, directory: Path) -> int:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from madtp_core.backbones.blip import vision_config
+from madtp_core.backbones.blip import text_config, vision_config
 from madtp_core.data.shapes import NUM_PATCH_LABELS, Question, ShapesVqa, sample_scene
 from madtp_core.data.shapes.dataset import VqaExample
-from madtp_core.data.shapes.scene import GRID, SIZES, TEXTURES
+from madtp_core.data.shapes.scene import GRID, MAX_OBJECTS, SIZES, TEXTURES
 from madtp_core.images import ImageGeometry
 from madtp_core.pruning import MAX_KEEP, build_pruner
 from madtp_core.pruning.temperature import SearchState, TemperatureSearch
@@ -40,7 +40,7 @@ class VqaBatch:
     images [B, H, W, 3] uint8, patch_labels [B, patches] (shape and colour), look_labels [B, patches] (size
     and texture), 0 for background in both; question_ids, question_mask [Q, L], reader [Q] question -> image,
     answer_ids [Q, A] with -100 behind the end token, spoken_of [Q, 2, patches] bool: where the objects stand
-    that a question's first and second description name.
+    that a question's first and second description name; named_counts [Q, 2]: how many, -1 without one.
     """
 
     images: Tensor
@@ -51,6 +51,7 @@ class VqaBatch:
     reader: Tensor
     answer_ids: Tensor
     spoken_of: Tensor
+    named_counts: Tensor
 
 
 class ShapesVqaBatches(Dataset[VqaBatch]):
@@ -95,6 +96,7 @@ class ShapesVqaBatches(Dataset[VqaBatch]):
             torch.tensor([row for row, _ in asked]),
             self.codec.training_answers([question.answer for _, question in asked], start_id),
             torch.from_numpy(np.stack([spoken_of(examples[row], question) for row, question in asked])),
+            torch.tensor([named_counts(examples[row], question) for row, question in asked]),
         )
 
 
@@ -113,6 +115,12 @@ def spoken_of(example: VqaExample, question: Question) -> NDArray[np.bool_]:
         named = [thing.cell for thing in example.scene.objects if description.matches(thing)]
         patches[row] = np.isin(cells, named) & (example.patch_labels > 0)
     return patches
+
+
+def named_counts(example: VqaExample, question: Question) -> tuple[int, int]:
+    """How many objects a question's first and second description name; -1 for a description it has not."""
+    counts = [sum(map(description.matches, example.scene.objects)) for description in question.about]
+    return (counts[0], counts[1]) if len(counts) == 2 else (counts[0], -1)
 
 
 def look_labels(example: VqaExample) -> NDArray[np.int64]:
@@ -183,6 +191,35 @@ class Pointing:
         return total / len(self.layers)
 
 
+class Reckoning(nn.Module):
+    """Reads off a question's first token how many objects each description names, and where one is."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, 2 * (MAX_OBJECTS + 1 + 2))
+
+    def forward(self, first_token: Tensor, counts: Tensor, patches: Tensor) -> Tensor:
+        """Cross-entropy of the counts plus ten times the squared error of the places, in shares of the image.
+
+        first_token [Q, C], counts [Q, 2] with -1 for none, patches [Q, 2, patches] bool.
+        """
+        out = self.head(first_token).float().view(-1, 2, MAX_OBJECTS + 3)
+        count_loss = F.cross_entropy(out[..., 2:].transpose(1, 2), counts, ignore_index=-1)
+        is_lone = (counts == 1) & patches.any(-1)
+        wanted = centres(patches[is_lone])
+        loss: Tensor = count_loss + 10 * (out[..., :2][is_lone] - wanted).square().mean()
+        return loss
+
+
+def centres(patches: Tensor) -> Tensor:
+    """Mean place (x, y) of the marked patches of a square image, in shares of its side: [..., P] -> [..., 2]."""
+    side = int(patches.shape[-1] ** 0.5)
+    places = (torch.arange(side, device=patches.device) + 0.5) / side
+    grid = torch.stack([places.repeat(side), places.repeat_interleave(side)], -1)  # [P, 2]
+    marked = patches.float()
+    return (marked @ grid) / marked.sum(-1, keepdim=True)
+
+
 def _split(projected: Tensor, heads: tuple[int, int]) -> Tensor:
     """[..., H * D] -> [..., H, D]."""
     return projected.view(*projected.shape[:-1], *heads)
@@ -199,9 +236,10 @@ def balanced_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class DenseShapesVqa:
-    """Dense training: answer loss, and two auxiliary losses that end the long plateau at the language prior.
+    """Dense training: answer loss, and auxiliary losses that end the long plateau at the language prior.
 
-    The patch loss names what is in every patch; the pointing loss teaches two heads where to look.
+    The patch loss names what is in every patch, the pointing loss teaches two heads where to look, and the
+    reckoning loss how many objects a description names and where.
     """
 
     def __init__(
@@ -210,15 +248,20 @@ class DenseShapesVqa:
         data: ShapesVqaBatches,
         geometry: ImageGeometry,
         hooks: Hooks,
+        *,
         patch_loss_weight: float = 1.0,
         pointing_loss_weight: float = 0.0,
+        reckoning_loss_weight: float = 0.0,
     ) -> None:
         self.network, self.data, self.geometry, self.hooks = network, data, geometry, hooks
         self.patch_loss_weight, self.pointing_loss_weight = patch_loss_weight, pointing_loss_weight
+        self.reckoning_loss_weight = reckoning_loss_weight
         self.pointing = Pointing(network)
         width = vision_config(network.blip.config).hidden_size
         self.patch_head = nn.Linear(width, NUM_PATCH_LABELS + NUM_LOOK_LABELS)
-        self.modules: nn.Module = nn.ModuleDict({"network": network, "patch_head": self.patch_head})
+        self.modules = nn.ModuleDict({"network": network, "patch_head": self.patch_head})
+        if reckoning_loss_weight:
+            self.modules["reckoning"] = Reckoning(text_config(network.blip.config).hidden_size)
 
     def batches(self) -> Dataset[VqaBatch]:
         return self.data
@@ -235,6 +278,11 @@ class DenseShapesVqa:
             out.answer_loss + self.patch_loss_weight * patch_loss + self.pointing_loss_weight * pointing_loss
         )
         figures = {"answer_loss": out.answer_loss, "patch_loss": patch_loss, "pointing_loss": pointing_loss}
+        if self.reckoning_loss_weight:
+            first_token = out.text.tokens.hidden[:, 0]
+            reckoning_loss = self.modules["reckoning"](first_token, batch.named_counts, batch.spoken_of)
+            loss = loss + self.reckoning_loss_weight * reckoning_loss
+            figures["reckoning_loss"] = reckoning_loss
         return loss, {name: value.item() for name, value in figures.items()}
 
     def after_step(self, figures: Mapping[str, float]) -> None:

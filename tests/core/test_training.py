@@ -2,7 +2,6 @@
 
 import copy
 import json
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -21,8 +20,10 @@ from madtp_core.train.shapes_vqa import (
     Pointing,
     ShapesVqaBatches,
     balanced_loss,
+    centres,
     forward,
     look_labels,
+    named_counts,
     patch_cells,
     spoken_of,
 )
@@ -36,13 +37,23 @@ MINIATURE = {
     },
     "alignment": {"num_tokens": 8, "dim": 32},
     "validation_scenes": 8,
-    "dense": {
-        "scenes": 4, "questions": 2, "patch_loss_weight": 1.0,
-        "pointing_loss_weight": 0.3, "curriculum": [[0, 3], [2, 12]],
-        "loop": {
-            "steps": 4, "learning_rate": 1e-3, "warmup_steps": 1, "checkpoint_every": 2, "loader_workers": 0,
+    "dense": [
+        {
+            "name": "first", "scenes": 4, "questions": 2,
+            "losses": {"patch_loss_weight": 1.0, "pointing_loss_weight": 0.3},
+            "curriculum": [[0, 3], [2, 12]],
+            "loop": {
+                "steps": 6, "stop_step": 3, "learning_rate": 1e-3, "checkpoint_every": 2, "loader_workers": 0,
+            },
         },
-    },
+        {
+            "name": "dense", "scenes": 4, "questions": 2, "losses": {"reckoning_loss_weight": 0.5},
+            "loop": {
+                "steps": 4, "learning_rate": 1e-3, "warmup_steps": 1,
+                "checkpoint_every": 2, "loader_workers": 0,
+            },
+        },
+    ],
     "compress": {
         "scenes": 4, "questions": 2, "flops_ratio": 0.6, "first_temperature": 0.5, "ramp_steps": 2,
         "alpha": 0.1, "gain": 1.0,
@@ -87,6 +98,7 @@ def test_the_loss_falls_and_the_target_is_steered(finished):
     run, _ = finished
     dense = losses(run.work / "dense")
     assert dense[3] < dense[0]
+    assert sorted(losses(run.work / "first")) == [0, 2]
     last = json.loads((run.work / "compress" / "log.jsonl").read_text().splitlines()[-2])
     assert last["prune_temperature"] != 0.5 and 0 < last["flops_ratio"] <= 1.1
     assert 0 < last["alignment_loss"] < 2
@@ -99,8 +111,9 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(finished, tmp_path, stage):
     whole = losses(run.work / stage)
 
     again = DemoRun(MINIATURE, tmp_path, tmp_path / "out")
-    if stage == "compress":
-        (tmp_path / "dense").symlink_to(run.work / "dense")
+    done = {"dense": ["first"], "compress": ["first", "dense"]}[stage]
+    for earlier in done:
+        (tmp_path / earlier).symlink_to(run.work / earlier)
     step = loop._step
 
     def interrupted_step(task, optimizer, batch, now, config):
@@ -119,7 +132,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(finished, tmp_path, stage):
 def test_a_changed_configuration_does_not_resume(finished):
     run, _ = finished
     changed = json.loads(json.dumps(MINIATURE))
-    changed["dense"]["loop"]["learning_rate"] = 0.5
+    changed["dense"][1]["loop"]["learning_rate"] = 0.5
     with pytest.raises(CheckpointError, match="learning_rate"):
         DemoRun(changed, run.work, run.output).make()
 
@@ -206,7 +219,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
 def test_the_committed_recipe_is_complete():
     recipe = read_recipe(RECIPE)
     assert set(recipe) == set(MINIATURE)
-    replace(LoopConfig(**recipe["dense"]["loop"]), **recipe["compress"]["loop"])
+    for stage in [*recipe["dense"], recipe["compress"]]:
+        LoopConfig(**stage["loop"])
 
 
 def test_what_a_question_speaks_of_lies_on_its_objects():
@@ -278,3 +292,22 @@ def test_balanced_loss_weighs_rare_objects_like_frequent_background():
     labels[0, 0] = 1
     miss, hit = torch.nn.functional.cross_entropy(logits[0].T[:2], torch.tensor([1, 0]), reduction="none")
     assert balanced_loss(logits, labels).item() == pytest.approx(((miss + hit) / 2).item())
+
+
+def test_centres_of_marked_patches():
+    patches = torch.zeros(2, 16, dtype=torch.bool)
+    patches[0, 1] = True  # row 0, column 1 of 4 x 4
+    patches[1, [0, 15]] = True
+    assert torch.allclose(centres(patches), torch.tensor([[0.375, 0.125], [0.5, 0.5]]))
+
+
+def test_named_counts_are_the_answers_to_count_questions():
+    data = ShapesVqa(0, "train", 100, 8, 96)
+    pairs = [
+        (named_counts(example, question), question)
+        for example in (data[index] for index in range(30))
+        for question in example.questions
+    ]
+    counted = [(counts, question) for counts, question in pairs if question.family == "count"]
+    assert counted and all(counts == (int(question.answer), -1) for counts, question in counted)
+    assert all((counts[1] >= 0) == (len(question.about) == 2) for counts, question in pairs)
