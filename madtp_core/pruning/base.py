@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from madtp_core.attention import Signals
@@ -80,30 +81,41 @@ def keep_and_merge(tokens: Tokens, importance: Tensor, needed: Tensor, keep_mode
     Differs from the reference: kept tokens stay in order; negative scores (see `token_attention_score`) weigh
     nothing in the merge, and if all dropped ones do, they merge into their mean.
     """
-    available = tokens.lengths() - 1  # [B]
-    quota = needed.max().expand_as(needed) if keep_mode == MAX_KEEP else needed
-    prunes = (quota >= 1) & (available - quota > 1)
-    kept = torch.where(prunes, quota, available)
-    needed = torch.where(prunes, needed, available)
-    if not bool(prunes.any()):
+    device = tokens.position.device
+    available = [int(length) - 1 for length in tokens.lengths().tolist()]
+    needs, keeps = _quotas(needed.tolist(), available, keep_mode)
+    needed, kept = torch.tensor(needs, device=device), torch.tensor(keeps, device=device)  # [B]
+    prunes = [keep < count for keep, count in zip(keeps, available, strict=True)]
+    if not any(prunes):
         return Pruned(tokens, needed, kept)
 
-    padded, mask = tokens.unpack(), real_tokens(tokens)
-    ranked = importance if mask is None else importance.masked_fill(~mask, float("-inf"))
-    rank = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # [B, N]
-    keep = rank < kept.unsqueeze(1)
-    drop = ~keep if mask is None else ~keep & mask
+    padded, width = tokens.unpack(), max(keeps)
+    importance = F.pad(importance, (1, 0), value=float("inf"))  # [B, 1 + N]: the protected token comes first
+    if padded.mask is not None:
+        importance = importance.masked_fill(~padded.mask, float("-inf"))
+    order = importance.argsort(dim=1, descending=True, stable=True)
+    is_kept = torch.arange(padded.width, device=device) <= kept.unsqueeze(1)  # in that order
+    keep = torch.empty_like(is_kept).scatter_(1, order, is_kept)
+    drop = ~keep if padded.mask is None else padded.mask & ~keep
 
-    weights = importance.clamp_min(0) * drop
-    total = weights.sum(1, keepdim=True)
-    weights = torch.where(total > 0, weights / (total + EPS), drop / drop.sum(1, keepdim=True).clamp_min(1))
-    merged = (weights.unsqueeze(1).to(padded.hidden.dtype) @ padded.hidden[:, 1:]).squeeze(1)  # [B, C]
-    merged_size = (padded.size[:, 1:] * drop).sum(1)
+    weights = importance.clamp_min(0).where(drop, 0.0)
+    weights = weights.where(weights.sum(1, keepdim=True) > 0, drop.float())
+    weights = weights / (weights.sum(1, keepdim=True) + EPS)
+    merged = (weights[:, None, 1:].to(padded.hidden.dtype) @ padded.hidden[:, 1:]).squeeze(1)  # [B, C]
+    merged_size = (padded.size * drop).sum(1)
 
-    width = int(kept.max())
-    index = (~keep).to(torch.uint8).argsort(dim=1, stable=True)[:, :width] + 1  # kept ones first, in order
-    index = torch.cat([torch.zeros_like(index[:, :1]), index], 1)
-    is_real = torch.arange(width + 1, device=kept.device) <= kept.unsqueeze(1)
-    remaining = padded.select(index, None if bool(is_real.all()) else is_real)
-    remaining = remaining.append_merged(merged, merged_size, None if bool(prunes.all()) else prunes)
+    index = keep.argsort(dim=1, descending=True, stable=True)[:, : width + 1]  # kept ones first, in order
+    is_real = None if min(keeps) == width else is_kept[:, : width + 1]
+    rows = None if all(prunes) else torch.tensor(prunes, device=device)
+    remaining = padded.select(index, is_real).append_merged(merged, merged_size, rows)
     return Pruned(remaining.pack() if tokens.is_packed else remaining, needed, kept)
+
+
+def _quotas(needed: list[int], available: list[int], keep_mode: str) -> tuple[list[int], list[int]]:
+    """What each row needs and keeps: all it has where it would keep none or drop fewer than two."""
+    quotas = [max(needed)] * len(needed) if keep_mode == MAX_KEEP else needed
+    rows = zip(needed, quotas, available, strict=True)
+    pairs = [
+        (need, quota) if quota >= 1 and count - quota > 1 else (count, count) for need, quota, count in rows
+    ]
+    return [need for need, _ in pairs], [keep for _, keep in pairs]

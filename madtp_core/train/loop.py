@@ -27,8 +27,8 @@ class LoopConfig:
     """How long, how fast and how often; checked once.
 
     steps: optimiser steps of the schedule; stop_step ends the run earlier. learning_rate: peak, reached after
-    warmup_steps, then cosine to zero. dtype: autocast type of the forward. evaluate_every, checkpoint_every: in steps, 0 for only at the end.
-    loader_workers: processes that prepare batches. threads: intra-operation threads, 0 for torch's default.
+    warmup_steps, then cosine to zero. dtype: autocast type of the forward. evaluate_every, checkpoint_every: in
+    steps, 0 for only at the end. loader_workers: processes that prepare batches. threads: intra-operation threads, 0 for torch's default.
     """
 
     steps: int
@@ -98,7 +98,7 @@ class TrainTask(Protocol):
 
 
 def train(task: TrainTask, config: LoopConfig, directory: Path) -> dict[str, float]:
-    """Train to config.last_step, from the last checkpoint in directory if there is one; returns final figures.
+    """Train to config.last_step, from the directory's last checkpoint if there is one; returns final figures.
 
     Writes `last.pt` (weights, optimiser, step, random states), `log.jsonl` and, at the end, the task's model.
     A resumed run repeats the uninterrupted one: batches are a function of the step, random states are

@@ -212,7 +212,7 @@ class Reckoning(nn.Module):
 
 
 def centres(patches: Tensor) -> Tensor:
-    """Mean place (x, y) of the marked patches of a square image, in shares of its side: [..., P] -> [..., 2]."""
+    """Mean place (x, y) of marked patches of a square image, in shares of its side: [..., P] -> [..., 2]."""
     side = int(patches.shape[-1] ** 0.5)
     places = (torch.arange(side, device=patches.device) + 0.5) / side
     grid = torch.stack([places.repeat(side), places.repeat_interleave(side)], -1)  # [P, 2]
