@@ -27,8 +27,9 @@ class LoopConfig:
     """How long, how fast and how often; checked once.
 
     steps: optimiser steps of the schedule; stop_step ends the run earlier. learning_rate: peak, reached after
-    warmup_steps, then cosine to zero. dtype: autocast type of the forward. evaluate_every, checkpoint_every: in
-    steps, 0 for only at the end. loader_workers: processes that prepare batches. threads: intra-operation threads, 0 for torch's default.
+    warmup_steps, then cosine to zero. dtype: autocast type of the forward. evaluate_every, checkpoint_every:
+    in steps, 0 for only at the end. loader_workers: processes that prepare batches. threads: intra-operation
+    threads, 0 for torch's default.
     """
 
     steps: int
