@@ -21,7 +21,8 @@ from madtp_core.tasks.vqa_network import VqaNetwork
 from madtp_core.train.calibrate import calibrate
 from madtp_core.train.evaluate import evaluate_vqa
 from madtp_core.train.loop import DTYPES, LoopConfig, seed_everything, train
-from madtp_core.train.shapes_vqa import CompressShapesVqa, DenseShapesVqa, Hooks, ShapesVqaBatches
+from madtp_core.train.shapes_data import ShapesVqaBatches
+from madtp_core.train.shapes_vqa import CompressShapesVqa, DenseShapesVqa, Hooks
 
 RECIPE = Path(__file__).parent / "recipes" / "demo_vqa.yaml"
 

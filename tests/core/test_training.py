@@ -1,7 +1,7 @@
 """The loop, the demo's tasks and calibration, end to end on a miniature."""
 
-import copy
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -12,28 +12,28 @@ from madtp_core.data.shapes import ShapesVqa
 from madtp_core.errors import CheckpointError, ConfigError
 from madtp_core.tasks.vqa import BlipVqa
 from madtp_core.train import demo, loop
+from madtp_core.train.auxiliary import Pointing, balanced_loss, centres
 from madtp_core.train.calibrate import calibrate
 from madtp_core.train.demo import RECIPE, DemoRun, read_recipe
 from madtp_core.train.evaluate import evaluate_vqa
 from madtp_core.train.loop import LoopConfig, parameter_groups, train
-from madtp_core.train.shapes_vqa import (
-    Pointing,
+from madtp_core.train.shapes_data import (
     ShapesVqaBatches,
-    balanced_loss,
-    centres,
-    forward,
     look_labels,
+    named_centres,
     named_counts,
     patch_cells,
     spoken_of,
 )
+from madtp_core.train.shapes_vqa import forward
 
 MINIATURE = {
     "name": "miniature",
     "seed": 0,
     "image": {"size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
     "model": {
-        "width": 32, "heads": 2, "vision_blocks": 2, "text_blocks": 1, "patch_size": 8, "max_text_tokens": 40,
+        "width": 32, "heads": 2, "text_heads": 4, "vision_blocks": 2, "text_blocks": 1,
+        "patch_size": 8, "max_text_tokens": 40,
     },
     "alignment": {"num_tokens": 8, "dim": 32},
     "validation_scenes": 8,
@@ -238,34 +238,54 @@ def test_what_a_question_speaks_of_lies_on_its_objects():
     assert checked > 50
 
 
-def test_pointing_loss_is_the_attention_that_misses_the_named_objects(vqa_checkpoint):
-    """One block, computed again from the weights: head 0 of the first token, over patches only."""
-    model = BlipVqa(copy.deepcopy(vqa_checkpoint))
-    data = ShapesVqaBatches(ShapesVqa(0, "train", 1000, 2, 64), 2, model.codec)
-    batch = data[0]
-    pointing = Pointing(model.network)
+def test_pointing_and_tally_are_what_the_heads_miss(vqa_checkpoint):
+    """Computed again from the weights, question by question: heads 0 and 1 point, heads 2 and 3 tally."""
+    model = fresh_model(vqa_checkpoint)
+    batch = ShapesVqaBatches(ShapesVqa(0, "train", 1000, 2, 64), 2, model.codec)[0]
+    helper = Pointing(model.network)
     out = forward(model.network, batch, model.image_geometry)
-    loss = pointing.loss(batch.reader, batch.spoken_of)
+    pointing, tally = helper.losses(batch)
 
-    expected = []
+    image = out.vision.tokens.hidden.detach()
+    means = {"pointing": [], "tally": []}
     with torch.no_grad():
-        image = out.vision.tokens.hidden
-        for index in range(len(pointing.layers)):
-            attention = pointing.layers[index]
+        for index, attention in enumerate(helper.layers):
             seen = attention_input(model, batch, image, index)
+            missed = {"pointing": [], "tally": []}
             for row, reader in enumerate(batch.reader.tolist()):
-                for head in range(2):
-                    wanted = batch.spoken_of[row, head]
+                query = attention.query(seen[row, 0]).view(4, 8)
+                key = attention.key(image[reader]).view(-1, 4, 8)
+                logits = torch.einsum("hd,phd->hp", query, key) / 8**0.5
+                for place in range(2):
+                    wanted = batch.spoken_of[row, place]
                     if wanted.any():
-                        dims = slice(16 * head, 16 * head + 16)
-                        query = attention.query(seen[row, 0])[dims]
-                        key = attention.key(image[reader, 1:])[:, dims]
-                        probs = (key @ query / 4).softmax(0)
-                        expected.append((index, -probs[wanted].sum().clamp_min(1e-6).log()))
-    means = [torch.stack([v for i, v in expected if i == index]).mean() for index in range(2)]
-    assert loss.item() == pytest.approx(torch.stack(means).mean().item(), rel=1e-4)
-    loss.backward()
-    assert attention.query.weight.grad is not None
+                        missed["pointing"].append(-logits[place, 1:].softmax(0)[wanted].sum().log())
+                    if batch.named_counts[row, place] >= 0:
+                        there = torch.cat([torch.ones(1), batch.named_centres[row, place].float()])
+                        share = logits[2 + place].log_softmax(0)
+                        missed["tally"].append(-(share * there).sum() / there.sum())
+            for name, values in missed.items():
+                means[name].append(torch.stack(values).mean())
+    assert pointing.item() == pytest.approx(torch.stack(means["pointing"]).mean().item(), rel=1e-4)
+    assert tally.item() == pytest.approx(torch.stack(means["tally"]).mean().item(), rel=1e-4)
+    (pointing + tally).backward()
+    assert helper.layers[0].query.weight.grad is not None
+
+
+def fresh_model(checkpoint):
+    """A network of its own with four text heads, so that hooks and gradients stay here."""
+    from madtp_core.backbones.blip import blip_config, build_blip_vqa, scramble
+
+    tokenizer = checkpoint.tokenizer
+    config = blip_config(
+        width=32, heads=2, text_heads=4, vision_blocks=1, text_blocks=2, image_size=64, patch_size=8,
+        vocabulary=len(tokenizer), max_text_tokens=40,
+        bos_token_id=tokenizer.bos_token_id, sep_token_id=tokenizer.sep_token_id,
+    )  # fmt: skip
+    blip = build_blip_vqa(config)
+    scramble(blip, std=0.2)
+    madtp = replace(checkpoint.config, alignment=None, pruning=None)
+    return BlipVqa(replace(checkpoint, blip=blip, alignment=None, config=madtp))
 
 
 def attention_input(model, batch, image, index):
@@ -311,3 +331,11 @@ def test_named_counts_are_the_answers_to_count_questions():
     counted = [(counts, question) for counts, question in pairs if question.family == "count"]
     assert counted and all(counts == (int(question.answer), -1) for counts, question in counted)
     assert all((counts[1] >= 0) == (len(question.about) == 2) for counts, question in pairs)
+
+
+def test_named_centres_are_one_patch_an_object():
+    data = ShapesVqa(0, "train", 100, 8, 96)
+    for example in (data[index] for index in range(10)):
+        for question in example.questions:
+            counts, marked = named_counts(example, question), named_centres(example, question)
+            assert [int(n) for n in marked.sum(1)] == [max(count, 0) for count in counts]
