@@ -17,6 +17,8 @@ from madtp_core.data.shapes.scene import MAX_OBJECTS
 from madtp_core.tasks.vqa_network import VqaNetwork
 from madtp_core.train.shapes_data import NUM_LOOK_LABELS, VqaBatch
 
+_ALIKE = 0.1  # of the image: nearer centres stand neither left nor right of each other
+_IGNORED = -1
 NUM_PATCH_OUTPUTS = NUM_PATCH_LABELS + NUM_LOOK_LABELS + 3
 
 
@@ -71,22 +73,41 @@ class Pointing:
 
 
 class Reckoning(nn.Module):
-    """Reads off a question's first token how many objects each description names, and where one is."""
+    """Reads off a question's first token how many objects each description names, where, and which is more.
+
+    Three comparisons of the two descriptions (x, y, count) have three outcomes each: less, alike, more.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.head = nn.Linear(width, 2 * (MAX_OBJECTS + 1 + 2))
+        self.counts = nn.Linear(width, 2 * (MAX_OBJECTS + 1))
+        self.places = nn.Linear(width, 2 * 2)
+        self.comparisons = nn.Linear(width, 3 * 3)
 
     def forward(self, first_token: Tensor, counts: Tensor, patches: Tensor) -> Tensor:
-        """Cross-entropy of the counts plus ten times the squared error of the places, in shares of the image.
+        """Cross-entropy of counts and comparisons plus ten times the squared error of places in image shares.
 
         first_token [Q, C], counts [Q, 2] with -1 for none, patches [Q, 2, patches] bool.
         """
-        out = self.head(first_token).float().view(-1, 2, MAX_OBJECTS + 3)
-        count_loss = F.cross_entropy(out[..., 2:].transpose(1, 2), counts, ignore_index=-1)
-        is_lone = (counts == 1) & patches.any(-1)
-        wanted = centres(patches[is_lone])
-        loss: Tensor = count_loss + 10 * (out[..., :2][is_lone] - wanted).square().mean()
+        said_counts = self.counts(first_token).float().view(-1, 2, MAX_OBJECTS + 1)
+        said_places = self.places(first_token).float().view(-1, 2, 2)
+        said_comparisons = self.comparisons(first_token).float().view(-1, 3, 3)
+        is_lone = (counts == 1) & patches.any(-1)  # [Q, 2]
+        places = torch.zeros_like(said_places)
+        places[is_lone] = centres(patches[is_lone])
+        is_both = is_lone.all(-1)
+        place_error = (said_places - places)[is_lone].square().mean()
+        count_loss = F.cross_entropy(said_counts.transpose(1, 2), counts, ignore_index=-1)
+
+        offset = places[:, 0] - places[:, 1]  # [Q, 2]
+        beside = 1 + torch.where(offset.abs() < _ALIKE, 0.0, offset.sign()).long()
+        more = (1 + (counts[:, 0] - counts[:, 1]).sign()).masked_fill(counts[:, 1] < 0, _IGNORED)
+        outcomes = torch.cat([beside.masked_fill(~is_both[:, None], _IGNORED), more[:, None]], 1)  # [Q, 3]
+        total = F.cross_entropy(
+            said_comparisons.transpose(1, 2), outcomes, ignore_index=_IGNORED, reduction="sum"
+        )
+        comparison_loss = total / (outcomes != _IGNORED).sum().clamp_min(1)
+        loss: Tensor = count_loss + 10 * place_error + comparison_loss
         return loss
 
 
