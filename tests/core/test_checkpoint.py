@@ -94,6 +94,12 @@ def test_weights_that_do_not_fit_are_named(saved, file, change, named):
         load_checkpoint(saved)
 
 
+def test_constants_that_older_releases_stored_are_expected(saved):
+    old = "text_encoder.embeddings.position_ids"
+    edit_weights(saved / "model.safetensors", lambda weights: weights.update({old: torch.arange(40)[None]}))
+    assert load_checkpoint(saved).config.task == "vqa"
+
+
 @pytest.mark.parametrize("file", ["mag.safetensors", "model.safetensors", "preprocessor_config.json"])
 def test_a_missing_file_is_an_error(saved, file):
     (saved / file).unlink()
