@@ -15,6 +15,7 @@ from torch import Tensor
 
 from madtp_core.attention import causal_attend
 from madtp_core.blocks import BlipTextBlock, Memory
+from madtp_core.flops import greedy_passes
 from madtp_core.tokens import Tokens
 
 Cache = list[tuple[Tensor, Tensor]]  # one key, value [B, L, H, D] a block
@@ -95,7 +96,7 @@ def _decoded(token_ids: list[int], log_probs: list[float], end_id: int) -> Decod
     """Cut a row at its end token."""
     steps = token_ids.index(end_id) + 1 if end_id in token_ids else len(token_ids)
     text = tuple(token for token in token_ids[:steps] if token != end_id)
-    ran = tuple((1, step + 1) for step in range(len(token_ids)))
+    ran = tuple(greedy_passes(len(token_ids)))
     return Decoded(text, sum(log_probs[:steps]) / steps, ran[:steps], ran)
 
 

@@ -65,10 +65,6 @@ class VqaCostModel:
         """Multiply-adds of the same question and answer, unpruned."""
         return self.macs(VqaTrace(trace.vision.unpruned(), trace.text.unpruned()), passes, None)
 
-    def flops_ratio(self, trace: VqaTrace, passes: Passes, pruning: BatchPruning | None) -> float:
-        """Spent over dense."""
-        return self.macs(trace, passes, pruning) / self.dense_macs(trace, passes)
-
     def batch_costs(
         self, traces: Sequence[VqaTrace], decoded: Sequence[Sequence[Decoded]], pruning: BatchPruning | None
     ) -> list[RequestCost]:

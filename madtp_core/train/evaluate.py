@@ -26,7 +26,6 @@ class VqaEvaluation:
     dense_flops: int = 0
     needed_tokens: int = 0
     kept_tokens: int = 0
-    correct: list[bool] = field(default_factory=list)
 
     def accuracy(self, group: str = "all") -> float:
         """Share of right answers of a group: all, a family, a difficulty band or `up_to_6_objects`."""
@@ -78,7 +77,6 @@ def evaluate_vqa(
             for group in groups:
                 result.asked[group] += 1
                 result.right[group] += is_right
-            result.correct.append(is_right)
             result.flops += answer.cost.flops
             result.dense_flops += answer.cost.dense_flops
             for trace in (answer.vision, answer.text):

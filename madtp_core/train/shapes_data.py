@@ -68,9 +68,11 @@ class ShapesVqaBatches(Dataset[VqaBatch]):
         """The first of this row's own scenes with few enough objects, else the last of them."""
         allowed = [objects for start, objects in self.curriculum if start <= step]
         first = ((self.first_step + step) * self.batch_size + row) * _SCENES_A_ROW
+        if not allowed:
+            return first
         for index in range(first, first + _SCENES_A_ROW):
             scene = sample_scene(self.scenes.seed, self.scenes.split, index)
-            if not allowed or scene.num_objects <= allowed[-1]:
+            if scene.num_objects <= allowed[-1]:
                 break
         return index
 

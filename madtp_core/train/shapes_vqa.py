@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from madtp_core.backbones.blip import text_config, vision_config
+from madtp_core.flops import greedy_passes
 from madtp_core.images import ImageGeometry
 from madtp_core.pruning import MAX_KEEP, build_pruner
 from madtp_core.pruning.temperature import SearchState, TemperatureSearch
@@ -20,7 +21,7 @@ from madtp_core.tasks.vqa_network import BatchPruning, VqaForward, VqaNetwork
 from madtp_core.train.auxiliary import NUM_PATCH_OUTPUTS, Pointing, Reckoning, patches_loss
 from madtp_core.train.shapes_data import ShapesVqaBatches, VqaBatch, pixel_values
 
-_SERVED_PASSES = ((1, 1), (1, 2))  # the decoder passes of a one-token answer
+_SERVED_PASSES = greedy_passes(2)  # a one-token answer and its end
 Evaluate = Callable[[VqaNetwork, float], Mapping[str, float]]  # network, prune temperature -> figures
 Save = Callable[[VqaNetwork, float, Path], None]  # network, prune temperature, directory
 
