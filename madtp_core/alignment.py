@@ -16,18 +16,26 @@ from torch import Tensor, nn
 class Alignment(nn.Module):
     """K alignment tokens, shared by the branches, and a map to their width where a branch's differs.
 
-    tokens: [K, d_k], initialised N(0, 1). maps: per branch, one Linear(C, d_k) a block, or none when C = d_k.
+    tokens: [K, d_k], initialised N(0, 1). maps: per branch, one Linear(C, d_k) a block, or none where
+    C = d_k and widths that are equal are not mapped, as in BLIP.
     """
 
-    def __init__(self, num_tokens: int, dim: int, widths: Mapping[str, tuple[int, int]]) -> None:
-        """widths: branch name -> (C, number of blocks)."""
+    def __init__(
+        self,
+        num_tokens: int,
+        dim: int,
+        widths: Mapping[str, tuple[int, int]],
+        *,
+        maps_equal_widths: bool = False,
+    ) -> None:
+        """widths: branch name -> (C, number of blocks). maps_equal_widths: a map also where C = d_k."""
         super().__init__()
         self.tokens = nn.Parameter(torch.randn(num_tokens, dim))
         self.maps = nn.ModuleDict(
             {
                 branch: nn.ModuleList(nn.Linear(width, dim) for _ in range(blocks))
                 for branch, (width, blocks) in widths.items()
-                if width != dim
+                if width != dim or maps_equal_widths
             }
         )
 

@@ -7,20 +7,25 @@ else a few heads at a time that stay in the cache, so that the [H, N, N] map is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from madtp_core.tokens import Tokens
+from madtp_core.packed import attend_runs, runs_of
+from madtp_core.tokens import Tokens, pack_rows, unpack_rows
 
 RECEIVED = "received"
 CLASS_ROW = "class_row"
 HEAD_NORMS = "head_norms"
-GUIDANCE = "guidance"
-ATTENTION_SIGNALS = frozenset({RECEIVED, CLASS_ROW, HEAD_NORMS})
+KEYS = "keys"
+MEAN_MAP = "mean_map"
+ATTENTION_SIGNALS = frozenset({RECEIVED, CLASS_ROW, HEAD_NORMS, KEYS, MEAN_MAP})
+PROPORTIONAL = "proportional"  # no signal: a token counts as often as the tokens that it stands for
+GUIDANCE = "guidance"  # from the alignment tokens, not from here
 
+_FROM_PROBABILITIES = frozenset({RECEIVED, CLASS_ROW, MEAN_MAP})
 _PART_BYTES = 1 << 20  # of probabilities at once: a core's second-level cache
 
 
@@ -31,11 +36,15 @@ class Signals:
     received: [B, N], sum over real queries behind the protected token of max over heads of P[h, query, i].
     class_row: [B, H, N], the protected token's attention P[h, 0, i].
     head_norms: [B, H, N], norm of each head's output at token i, before the output projection.
+    keys: [B, N, D], mean over heads of the keys; zero at padding.
+    mean_map: [B, N, N], mean over heads of P[h, query, i]; padding's rows and columns are zero.
     """
 
     received: Tensor | None = None
     class_row: Tensor | None = None
     head_norms: Tensor | None = None
+    keys: Tensor | None = None
+    mean_map: Tensor | None = None
 
 
 def attend(
@@ -44,21 +53,32 @@ def attend(
     """Self-attention within each row, with the signals named in needs.
 
     query, key, value: [B, N, H, D], or packed [T, H, D]; padding is neither attended to nor counted.
-    Returns the context [B, N, H * D] or [T, H * D] and the signals. An unscored call runs a fused kernel.
+    PROPORTIONAL among the needs adds log(size) of a key's token to its logits (ToMe, ICLR 2023, equation 1).
+    Returns the context [B, N, H * D] or [T, H * D] and the signals. A fused kernel runs where no signal needs
+    the map of probabilities.
     """
-    query, key, value = (tokens.to_padded(x).transpose(1, 2) for x in (query, key, value))  # [B, H, N, D]
-    wanted = needs & ATTENTION_SIGNALS
-    if wanted:
-        context, signals = _scored(query, key, value, tokens.mask, wanted)
+    # Rows of different lengths go one by one; padded ones on a CPU only, as a GPU prefers few calls to little
+    # work. Training keeps to one padded map, which differentiates in few steps.
+    is_ragged = tokens.mask is not None and (tokens.is_packed or query.device.type == "cpu")
+    if is_ragged and not torch.is_grad_enabled():
+        context, signals = _attend_rows(query, key, value, tokens, needs)
     else:
-        context, signals = _unscored(query, key, value, _over_keys(tokens.mask)), Signals()
-    return tokens.to_layout(context.transpose(1, 2).flatten(2)), signals
+        q, k, v = (tokens.to_padded(x).transpose(1, 2) for x in (query, key, value))  # [B, H, N, D]
+        over_keys = _over_keys(
+            tokens.width, query.device, tokens.mask, tokens.is_causal, _sizes(tokens, needs)
+        )
+        context, signals = _attend_padded(q, k, v, tokens.mask, over_keys, needs)
+        context = tokens.to_layout(context.transpose(1, 2))
+    norms = tokens.to_padded(context.float().norm(dim=-1)).transpose(1, 2) if HEAD_NORMS in needs else None
+    signals = replace(signals, head_norms=norms, keys=_mean_keys(key, tokens) if KEYS in needs else None)
+    return context.flatten(-2), signals
 
 
 def cross_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of query [B, N, H, D] to memory key, value [B, M, H, D] under mask [B, M]: [B, N, H * D]."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    return _unscored(query, key, value, _over_keys(mask)).transpose(1, 2).flatten(2)
+    over_keys = None if mask is None else mask[:, None, None, :]
+    return _unscored(query, key, value, over_keys).transpose(1, 2).flatten(2)
 
 
 def causal_attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -71,86 +91,172 @@ def causal_attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return _unscored(query, key, value, mask).transpose(1, 2).flatten(2)
 
 
-def _over_keys(mask: Tensor | None) -> Tensor | None:
-    """Key mask [B, M] -> [B, 1, 1, M]."""
-    return None if mask is None else mask[:, None, None, :]
+def _attend_rows(
+    query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, needs: frozenset[str]
+) -> tuple[Tensor, Signals]:
+    """Without gradients, over rows of different lengths; the context [..., H, D] in the tokens' layout."""
+    assert tokens.mask is not None
+    lengths = tokens.lengths().tolist()
+    if not tokens.is_packed:
+        query, key, value = (pack_rows(x, tokens.mask) for x in (query, key, value))
+    sizes, runs = _sizes(tokens, needs), runs_of(lengths, lengths)
+    if sizes is None and not tokens.is_causal and not needs & _FROM_PROBABILITIES:
+        context, signals = attend_runs(query, key, value, runs), Signals()
+    else:
+        context, parts, row = torch.empty_like(query, memory_format=torch.contiguous_format), [], 0
+        for run in runs:
+            of_run = None if sizes is None else sizes[row : row + run.rows, : run.keys]
+            over_keys = _over_keys(run.keys, query.device, None, tokens.is_causal, of_run)
+            q, k, v = (run.of_keys(x).transpose(1, 2) for x in (query, key, value))  # [R, H, n, D]
+            attended, part = _attend_padded(q, k, v, None, over_keys, needs)
+            run.of_keys(context).copy_(attended.transpose(1, 2))
+            parts.append(part)
+            row += run.rows
+        signals = _stacked(parts, tokens.width)
+    return context if tokens.is_packed else unpack_rows(context, tokens.mask), signals
 
 
-def _unscored(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """query [B, H, N, D], key, value [B, H, M, D], mask broadcastable to [B, H, N, M] -> [B, H, N, D].
+def _stacked(parts: list[Signals], width: int) -> Signals:
+    """What consecutive rows gave from their probabilities, widened with zeros and put together."""
+
+    def stacked(name: str, token_dims: int) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        if values[0] is None:
+            return None
+        return torch.cat([F.pad(value, (0, width - value.shape[-1]) * token_dims) for value in values])
+
+    return Signals(stacked(RECEIVED, 1), stacked(CLASS_ROW, 1), mean_map=stacked(MEAN_MAP, 2))
+
+
+def _sizes(tokens: Tokens, needs: frozenset[str]) -> Tensor | None:
+    """[B, N] where attention is proportional."""
+    return tokens.size if PROPORTIONAL in needs else None
+
+
+def _over_keys(
+    length: int, device: torch.device, mask: Tensor | None, is_causal: bool, sizes: Tensor | None
+) -> Tensor | None:
+    """What a query sees, for logits [B, H, N, N]: bool, or float to be added; None where it sees all alike.
+
+    mask, sizes: [B, N] or None.
+    """
+    over_keys = None if mask is None else mask[:, None, None, :]
+    if is_causal:
+        order = _causal_order(length, device)
+        over_keys = order if over_keys is None else order & over_keys
+    if sizes is not None:
+        log_sizes = sizes.log()[:, None, None, :]
+        over_keys = log_sizes if over_keys is None else log_sizes.masked_fill(~over_keys, float("-inf"))
+    return over_keys
+
+
+def _causal_order(length: int, device: torch.device) -> Tensor:
+    """Which keys a query of a causal row sees (`Tokens.is_causal`): [1, 1, N, N]."""
+    order = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    order[0], order[1:, 0] = True, False  # the protected token stands first, and comes last
+    return order[None, None]
+
+
+def _weigh(logits: Tensor, over_keys: Tensor | None) -> Tensor:
+    """Hide keys where over_keys, broadcastable to the logits, is False; a float over_keys is added."""
+    if over_keys is None:
+        return logits
+    if over_keys.dtype == torch.bool:
+        return logits.masked_fill(~over_keys, float("-inf"))
+    return logits + over_keys
+
+
+def _mean_keys(key: Tensor, tokens: Tokens) -> Tensor:
+    """key [B, N, H, D] or [T, H, D] -> float32 [B, N, D], zero at padding."""
+    mean = tokens.to_padded(key.float().mean(-2))
+    return mean if tokens.mask is None else mean.where(tokens.mask.unsqueeze(-1), 0.0)
+
+
+def _unscored(query: Tensor, key: Tensor, value: Tensor, over_keys: Tensor | None) -> Tensor:
+    """query [B, H, N, D], key, value [B, H, M, D], over_keys for [B, H, N, M] -> [B, H, N, D].
 
     Trains with an explicit softmax on a CPU: the backward of torch's fused CPU kernel is up to three times
     slower.
     """
     if query.device.type != "cpu" or not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        if over_keys is not None and over_keys.dtype != torch.bool:
+            over_keys = over_keys.to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=over_keys)
     with torch.autocast("cpu", enabled=False):
-        logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        if mask is not None:
-            logits = logits.masked_fill(~mask, float("-inf"))
+        logits = _weigh((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2), over_keys)
         context: Tensor = logits.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
     return context
 
 
-def _scored(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, wanted: frozenset[str]
+def _attend_padded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    over_keys: Tensor | None,
+    needs: frozenset[str],
 ) -> tuple[Tensor, Signals]:
-    """The explicit softmax of Hugging Face's eager attention over query, key, value [B, H, N, D]."""
+    """Context of query, key, value [B, H, N, D] and the signals that come from its probabilities.
+
+    over_keys hides what mask [B, N] does; mask is there to leave padded queries out of the signals.
+    """
+    if not needs & _FROM_PROBABILITIES:
+        return _unscored(query, key, value, over_keys), Signals()
     if torch.is_grad_enabled() or query.device.type != "cpu":
-        context, received, class_row = _scored_at_once(query, key, value, mask)
-    else:
-        context, received, class_row = _scored_in_parts(query, key, value, mask)
-    return context, Signals(
-        received if RECEIVED in wanted else None,
-        class_row if CLASS_ROW in wanted else None,
-        context.float().norm(dim=-1) if HEAD_NORMS in wanted else None,
-    )
+        return _scored_at_once(query, key, value, mask, over_keys, needs)
+    assert mask is None  # rows of different lengths come one by one
+    return _scored_in_parts(query, key, value, over_keys, needs)
 
 
 def _scored_at_once(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Context, received and class row over one [B, H, N, N] map: differentiable, and few kernels on a GPU."""
-    logits = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5  # [B, H, N, N]
-    if mask is not None:
-        logits = logits.masked_fill(~mask[:, None, None, :], float("-inf"))
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    over_keys: Tensor | None,
+    needs: frozenset[str],
+) -> tuple[Tensor, Signals]:
+    """The explicit softmax of Hugging Face's eager attention over one [B, H, N, N] map: it differentiates."""
+    logits = _weigh((query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5, over_keys)  # [B, H, N, N]
     probs = logits.softmax(-1, dtype=torch.float32)
-    strongest = probs[:, :, 1:].amax(1)  # [B, N - 1, N]
-    if mask is not None:
-        strongest = strongest * mask[:, 1:, None]
-    return probs.to(value.dtype) @ value, strongest.sum(1), probs[:, :, 0]
+    received, mean_map = None, None
+    if RECEIVED in needs:
+        strongest = probs[:, :, 1:].amax(1)  # [B, N - 1, N]
+        received = (strongest if mask is None else strongest * mask[:, 1:, None]).sum(1)
+    if MEAN_MAP in needs:
+        mean_map = probs.mean(1) if mask is None else probs.mean(1) * mask.unsqueeze(-1)
+    class_row = probs[:, :, 0] if CLASS_ROW in needs else None
+    return probs.to(value.dtype) @ value, Signals(received, class_row, mean_map=mean_map)
 
 
 def _scored_in_parts(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same without gradients, as many heads, then rows, at once as keep their maps in a CPU's cache.
-
-    A part is cut to its longest row, so a long row never works on padding.
-    """
+    query: Tensor, key: Tensor, value: Tensor, over_keys: Tensor | None, needs: frozenset[str]
+) -> tuple[Tensor, Signals]:
+    """The same without gradients, as many heads, then rows, at once as keep their maps in a CPU's cache."""
     batch, heads, length, width = query.shape
-    lengths = [length] * batch if mask is None else mask.sum(1).tolist()
-    context = value.new_zeros(batch, length, heads, width).transpose(1, 2)  # [B, H, N, D]
-    received = query.new_zeros(batch, length, dtype=torch.float32)
-    class_row = query.new_zeros(batch, heads, length, dtype=torch.float32)
+    context = value.new_empty(batch, length, heads, width).transpose(1, 2)  # [B, H, N, D]
+    received = query.new_empty(batch, length, dtype=torch.float32)
+    class_row = query.new_empty(batch, heads, length, dtype=torch.float32)
+    mean_map = received.new_empty(batch, length, length) if MEAN_MAP in needs else None
     heads_at_once = max(1, _PART_BYTES // (4 * length**2))
     rows_at_once = max(1, heads_at_once // heads)
     for rows in (slice(start, start + rows_at_once) for start in range(0, batch, rows_at_once)):
-        longest = max(lengths[rows])
-        scaled = query[rows, :, :longest] * width**-0.5  # [R, H, n, D]
-        keys = key[rows, :, :longest].contiguous().transpose(-1, -2)  # [R, H, D, n]
-        padding = None if mask is None or min(lengths[rows]) == longest else ~mask[rows, :longest]
-        strongest = received.new_zeros(len(scaled), longest, longest)  # [R, n, n]
+        scaled = query[rows] * width**-0.5  # [R, H, N, D]
+        keys = key[rows].contiguous().transpose(-1, -2)  # [R, H, D, N]
+        bias = over_keys if over_keys is None or len(over_keys) == 1 else over_keys[rows]
+        strongest = received.new_zeros(len(scaled), length, length)  # [R, N, N]
+        total = torch.zeros_like(strongest)
         for part in (slice(start, start + heads_at_once) for start in range(0, heads, heads_at_once)):
-            logits = scaled[:, part] @ keys[:, part]  # [R, h, n, n]
-            if padding is not None:
-                logits.masked_fill_(padding[:, None, None, :], float("-inf"))
-            probs = logits.softmax(-1, dtype=torch.float32)
-            context[rows, part, :longest] = probs.to(value.dtype) @ value[rows, part, :longest]
-            class_row[rows, part, :longest] = probs[:, :, 0]
+            probs = _weigh(scaled[:, part] @ keys[:, part], bias).softmax(-1, dtype=torch.float32)
+            context[rows, part] = probs.to(value.dtype) @ value[rows, part]
+            class_row[rows, part] = probs[:, :, 0]
             of_part = probs.amax(1) if probs.shape[1] > 1 else probs[:, 0]  # amax would copy a lone head
             torch.maximum(strongest, of_part, out=strongest)
-        if padding is not None:
-            strongest.masked_fill_(padding.unsqueeze(-1), 0.0)
-        received[rows, :longest] = strongest[:, 1:].sum(1)
-    return context, received, class_row
+            if mean_map is not None:
+                total += probs.sum(1)
+        received[rows] = strongest[:, 1:].sum(1)
+        if mean_map is not None:
+            mean_map[rows] = total / heads
+    return context, Signals(
+        received if RECEIVED in needs else None, class_row if CLASS_ROW in needs else None, mean_map=mean_map
+    )

@@ -2,7 +2,7 @@
 
 `config.json`, `model.safetensors`, tokenizer and `preprocessor_config.json` are what Hugging Face writes, so
 that it can read the directory too; `mag.safetensors`, `madtp.json` and `calibration.json` are ours. A
-directory without ours is a plain BLIP, served dense.
+directory without ours is a plain BLIP or CLIP, served dense, or with a training-free method.
 """
 
 from __future__ import annotations
@@ -17,28 +17,33 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoTokenizer, BlipConfig, BlipForQuestionAnswering
+from transformers import AutoTokenizer
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
 
 from madtp_core.alignment import Alignment
-from madtp_core.backbones.blip import text_config, vision_config
+from madtp_core.backbones import MODEL_CLASSES
 from madtp_core.calibration import Calibration
 from madtp_core.config import AlignmentConfig, MadtpConfig
 from madtp_core.errors import CheckpointError
 from madtp_core.images import ImageGeometry, image_geometry_from_processor_config
+from madtp_core.pruning import TEXT, VISION
 
 MADTP_JSON, MAG_WEIGHTS, CALIBRATION = "madtp.json", "mag.safetensors", "calibration.json"
+CONFIG_JSON = "config.json"
 PROCESSOR_JSON = "preprocessor_config.json"
 _MAX_SHARD = "20GB"
 _OLD_BUFFERS = ("embeddings.position_ids",)  # constants that older releases of BLIP stored
 
 
 @dataclass(frozen=True, eq=False)
-class VqaCheckpoint:
-    """Everything a BLIP-VQA needs to run; alignment and calibration are None where the directory has none."""
+class Checkpoint:
+    """Everything a task's model needs to run; alignment and calibration are None where there are none.
 
-    blip: BlipForQuestionAnswering
+    model: the Hugging Face model of the task, which owns all weights but the alignment's.
+    """
+
+    model: Any
     tokenizer: Any
     image_geometry: ImageGeometry
     config: MadtpConfig
@@ -46,17 +51,18 @@ class VqaCheckpoint:
     calibration: Calibration | None = None
 
 
-def build_alignment(config: AlignmentConfig, blip_config: BlipConfig) -> Alignment:
-    """Fresh alignment tokens for a BLIP: a Linear a block in a branch whose width is not theirs."""
-    vision, text = vision_config(blip_config), text_config(blip_config)
-    widths = {
-        "vision": (vision.hidden_size, vision.num_hidden_layers),
-        "text": (text.hidden_size, text.num_hidden_layers),
-    }
-    return Alignment(config.num_tokens, config.dim, widths)
+def build_alignment(config: AlignmentConfig, model_config: Any) -> Alignment:
+    """Fresh alignment tokens for a BLIP or CLIP: a Linear a block in a branch whose width is not theirs.
+
+    A CLIP has them in both branches whatever their widths, as the reference has.
+    """
+    parts = {VISION: model_config.vision_config, TEXT: model_config.text_config}
+    widths = {branch: (part.hidden_size, part.num_hidden_layers) for branch, part in parts.items()}
+    is_clip = model_config.model_type == "clip"
+    return Alignment(config.num_tokens, config.dim, widths, maps_equal_widths=is_clip)
 
 
-def save_checkpoint(checkpoint: VqaCheckpoint, directory: Path, dtype: torch.dtype | None = None) -> None:
+def save_checkpoint(checkpoint: Checkpoint, directory: Path, dtype: torch.dtype | None = None) -> None:
     """Write a checkpoint directory, whole or not at all; dtype converts the stored weights.
 
     An existing directory of that name is replaced only when everything has been written.
@@ -70,13 +76,13 @@ def save_checkpoint(checkpoint: VqaCheckpoint, directory: Path, dtype: torch.dty
         target.rename(directory)
 
 
-def _write(checkpoint: VqaCheckpoint, target: Path, dtype: torch.dtype | None) -> None:
-    module: nn.Module = checkpoint.blip
-    kept = checkpoint.blip.dtype
+def _write(checkpoint: Checkpoint, target: Path, dtype: torch.dtype | None) -> None:
+    module: nn.Module = checkpoint.model
+    kept = checkpoint.model.dtype
     stored = dtype or kept
     module.to(stored)
     try:
-        checkpoint.blip.save_pretrained(target, max_shard_size=_MAX_SHARD)
+        checkpoint.model.save_pretrained(target, max_shard_size=_MAX_SHARD)
     finally:
         module.to(kept)
     checkpoint.tokenizer.save_pretrained(target)
@@ -94,56 +100,73 @@ def _write(checkpoint: VqaCheckpoint, target: Path, dtype: torch.dtype | None) -
         file.chmod(0o644)  # safetensors writes 0600, which a container's user could not read
 
 
-def load_checkpoint(name: str | Path, dtype: torch.dtype = torch.float32) -> VqaCheckpoint:
+def load_checkpoint(name: str | Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
     """Read a directory, or a repository of the Hugging Face hub by its id.
 
     Raises CheckpointError when it is not there, when weights are missing, unexpected or of another shape (all
     are named), or when MADTP's files contradict each other. Only safetensors are read, never a pickle.
     """
-    config = _madtp_config(name)
+    config = read_config(name)
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would write into log lines
     try:
-        loaded: Any = BlipForQuestionAnswering.from_pretrained(
+        loaded: Any = MODEL_CLASSES[config.task].from_pretrained(
             str(name),
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are reported, and refused below
         )
-        blip, report = loaded
+        model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(str(name))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load a BLIP-VQA from {str(name)!r}: {error}") from error
-    _check_complete(name, report)
+        raise CheckpointError(
+            f"cannot load a model for {config.task!r} from {str(name)!r}: {error}"
+        ) from error
+    _check_complete(name, config.task, report)
     processor = _find(name, PROCESSOR_JSON)
     if processor is None:
         raise CheckpointError(
             f"{str(name)!r} has no {PROCESSOR_JSON}; its image size and normalisation are unknown"
         )
     calibration = _find(name, CALIBRATION)
-    return VqaCheckpoint(
-        blip,
+    return Checkpoint(
+        model,
         tokenizer,
         image_geometry_from_processor_config(json.loads(processor.read_text())),
         config,
-        _load_alignment(name, config, blip.config, dtype),
+        _load_alignment(name, config, model.config, dtype),
         None if calibration is None else Calibration.load(calibration),
     )
 
 
-def _madtp_config(name: str | Path) -> MadtpConfig:
+def read_config(name: str | Path) -> MadtpConfig:
+    """The contents of madtp.json; without one, a dense model of the task that Hugging Face's file tells.
+
+    Raises CheckpointError where the directory or repository cannot be read or its model is of no known task.
+    """
     path = _find(name, MADTP_JSON)
     if path is None:
-        return MadtpConfig()
+        architectures = _read_json(name, CONFIG_JSON).get("architectures") or ["none"]
+        tasks = {model.__name__: task for task, model in MODEL_CLASSES.items()}
+        if architectures[0] not in tasks:
+            raise CheckpointError(f"{str(name)!r} holds a {architectures[0]}; known: {', '.join(tasks)}")
+        return MadtpConfig(task=tasks[architectures[0]])
+    return MadtpConfig.from_dict(_read_json(name, MADTP_JSON))
+
+
+def _read_json(name: str | Path, file: str) -> dict[str, Any]:
+    path = _find(name, file)
+    if path is None:
+        raise CheckpointError(f"{str(name)!r} has no {file}")
     try:
-        data = json.loads(path.read_text())
+        data: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
-        raise CheckpointError(f"{MADTP_JSON} of {str(name)!r} is not JSON: {error}") from error
-    return MadtpConfig.from_dict(data)
+        raise CheckpointError(f"{file} of {str(name)!r} is not JSON: {error}") from error
+    return data
 
 
 def _load_alignment(
-    name: str | Path, config: MadtpConfig, blip_config: BlipConfig, dtype: torch.dtype
+    name: str | Path, config: MadtpConfig, model_config: Any, dtype: torch.dtype
 ) -> Alignment | None:
     path = _find(name, MAG_WEIGHTS)
     if config.alignment is None:
@@ -156,7 +179,7 @@ def _load_alignment(
         raise CheckpointError(
             f"{str(name)!r}: {MADTP_JSON} names alignment tokens, but {MAG_WEIGHTS} is missing"
         )
-    alignment = build_alignment(config.alignment, blip_config)
+    alignment = build_alignment(config.alignment, model_config)
     weights, wanted = load_file(path), alignment.state_dict()
     wrong = sorted(set(weights) ^ set(wanted)) + [
         f"{key} {tuple(weights[key].shape)}, wanted {tuple(wanted[key].shape)}"
@@ -169,7 +192,7 @@ def _load_alignment(
     return alignment.to(dtype)
 
 
-def _check_complete(name: str | Path, report: dict[str, Any]) -> None:
+def _check_complete(name: str | Path, task: str, report: dict[str, Any]) -> None:
     report = dict(report)
     report["unexpected_keys"] = [key for key in report["unexpected_keys"] if not key.endswith(_OLD_BUFFERS)]
     parts = [
@@ -182,7 +205,7 @@ def _check_complete(name: str | Path, report: dict[str, Any]) -> None:
         if report.get(field)
     ]
     if parts:
-        raise CheckpointError(f"the weights of {str(name)!r} do not fit a BLIP-VQA; {'; '.join(parts)}")
+        raise CheckpointError(f"the weights of {str(name)!r} do not fit a {task!r} model; {'; '.join(parts)}")
 
 
 def _find(name: str | Path, file: str) -> Path | None:
@@ -201,13 +224,20 @@ def _find(name: str | Path, file: str) -> Path | None:
 
 
 def _processor_config(geometry: ImageGeometry) -> dict[str, Any]:
-    return {
-        "image_processor_type": "BlipImageProcessor",
+    size = {"height": geometry.height, "width": geometry.width}
+    form: dict[str, Any] = {"image_processor_type": "BlipImageProcessor", "size": size}
+    if geometry.shortest_edge is not None:
+        form = {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": geometry.shortest_edge},
+            "do_center_crop": True,
+            "crop_size": size,
+        }
+    return form | {
         "do_convert_rgb": True,
         "do_resize": True,
         "do_rescale": True,
         "do_normalize": True,
-        "size": {"height": geometry.height, "width": geometry.width},
         "resample": int(geometry.resample),
         "rescale_factor": geometry.rescale,
         "image_mean": list(geometry.mean),

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from madtp_core.errors import CheckpointError, ConfigError, UnknownNameError
-from madtp_core.pruning import PRUNERS, Pruner, build_pruner, check_keep_mode
+from madtp_core.pruning import BRANCHES, PRUNERS, Pruner, build_pruner, check_keep_mode
 
 SCHEMA_VERSION = 1
-BRANCHES = ("vision", "text")
 FIRST_TOKENS = ("enc", "cls")
-TASKS = ("vqa",)
+TASKS = ("vqa", "caption", "retrieval", "reasoning")
 _Config = TypeVar("_Config")
 
 
@@ -71,7 +70,7 @@ class MadtpConfig:
 
     task: str = "vqa"
     encoder_first_token: str = "cls"
-    max_question_tokens: int = 35
+    max_text_tokens: int = 35
     alignment: AlignmentConfig | None = None
     pruning: PruningConfig | None = None
     schema_version: int = SCHEMA_VERSION
@@ -81,8 +80,8 @@ class MadtpConfig:
             raise UnknownNameError("task", self.task, TASKS)
         if self.encoder_first_token not in FIRST_TOKENS:
             raise UnknownNameError("encoder_first_token", self.encoder_first_token, FIRST_TOKENS)
-        if self.max_question_tokens < 3:
-            raise ConfigError(f"max_question_tokens must be at least 3, got {self.max_question_tokens}")
+        if self.max_text_tokens < 3:
+            raise ConfigError(f"max_text_tokens must be at least 3, got {self.max_text_tokens}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

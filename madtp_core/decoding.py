@@ -6,6 +6,8 @@ different lengths.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +27,31 @@ Cache = list[tuple[Tensor, Tensor]]  # one key, value [B, L, H, D] a block
 class Decoded:
     """One generated or ranked text.
 
-    token_ids: without start and end tokens. score: mean log-probability of the emitted tokens, the end token
-    included where it was emitted. passes: (new tokens, attended tokens) of each decoder pass spent on it.
-    padded_passes: the same with what its batch added, as steps after its end or padding.
+    token_ids: without prompt, start and end tokens. score: mean log-probability of the emitted tokens, the
+    end token included where it was emitted. passes: (new tokens, attended tokens) of each decoder pass spent
+    on it. padded_passes: the same with what its batch added, as steps after its end or padding.
     """
 
     token_ids: tuple[int, ...]
     score: float
     passes: tuple[tuple[int, int], ...]
     padded_passes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the text about one memory is found.
+
+    beams: 1 takes the likeliest token at every step. min_new_tokens: no end before so many. prompt: token ids
+    behind the start token that the text continues; they are not part of it. candidates: score these texts
+    instead of writing one.
+    """
+
+    max_new_tokens: int
+    beams: int = 1
+    min_new_tokens: int = 0
+    prompt: tuple[int, ...] = ()
+    candidates: Sequence[Sequence[int]] | None = None
 
 
 class TextDecoder:
@@ -69,19 +87,62 @@ class TextDecoder:
             tokens = tokens.with_hidden(block.add_mlp(tokens.hidden))
         return self.head(tokens.hidden).float(), grown
 
+    def next_log_probs(self, logits: Tensor, *, may_end: bool) -> Tensor:
+        """Log-probabilities of the token behind logits [B, L, vocabulary]: [B, vocabulary].
 
-def greedy(decoder: TextDecoder, memory: Memory, rows: Tensor, max_new_tokens: int) -> list[Decoded]:
-    """The likeliest token at every step for each row; rows [R] names each row's memory."""
+        Where the text may not end yet its end token has none; the others keep theirs, as in Hugging Face.
+        """
+        log_probs = logits[:, -1].log_softmax(-1)
+        if not may_end:
+            log_probs[:, self.end_id] = float("-inf")
+        return log_probs
+
+
+def decode(decoder: TextDecoder, memory: Memory, searches: Sequence[Search]) -> list[list[Decoded]]:
+    """One search a memory: its candidates in the given order, or the one text written.
+
+    Greedy searches of the same lengths run as one batch.
+    """
+    results: list[list[Decoded]] = [[] for _ in searches]
+    alike: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    for row, search in enumerate(searches):
+        longest, shortest, prompt = search.max_new_tokens, search.min_new_tokens, search.prompt
+        if search.candidates is not None:
+            results[row] = rank(decoder, memory, row, search.candidates, prompt)
+        elif search.beams > 1:
+            results[row] = [beam_search(decoder, memory, row, search.beams, longest, shortest, prompt)]
+        else:
+            alike[longest, shortest, len(prompt)].append(row)
+    device = memory.keys[0].device
+    for (longest, shortest, _), rows in alike.items():
+        prompts = torch.tensor([searches[row].prompt for row in rows], dtype=torch.int64, device=device)
+        texts = greedy(decoder, memory, torch.tensor(rows, device=device), longest, shortest, prompts)
+        for row, text in zip(rows, texts, strict=True):
+            results[row] = [text]
+    return results
+
+
+def greedy(
+    decoder: TextDecoder,
+    memory: Memory,
+    rows: Tensor,
+    max_new_tokens: int,
+    min_new_tokens: int = 0,
+    prompts: Tensor | None = None,
+) -> list[Decoded]:
+    """The likeliest token at every step for each row; rows [R] names each row's memory, prompts is [R, P]."""
     memory = memory.read_by(rows)
-    count = len(rows)
-    inputs = torch.full((count, 1), decoder.start_id, device=rows.device)
+    inputs = torch.full((len(rows), 1), decoder.start_id, device=rows.device)
+    if prompts is not None:
+        inputs = torch.cat([inputs, prompts], 1)
+    first = inputs.shape[1]
     cache: Cache | None = None
     emitted: list[Tensor] = []
     log_probs: list[Tensor] = []
-    finished = torch.zeros(count, dtype=torch.bool, device=rows.device)
-    for _ in range(max_new_tokens):
+    finished = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    for step in range(max_new_tokens):
         logits, cache = decoder.forward(inputs, memory, cache)
-        best, token = logits[:, -1].log_softmax(-1).max(-1)
+        best, token = decoder.next_log_probs(logits, may_end=step >= min_new_tokens).max(-1)
         emitted.append(torch.where(finished, decoder.end_id, token))
         log_probs.append(torch.where(finished, 0.0, best))
         finished = finished | (token == decoder.end_id)
@@ -89,32 +150,39 @@ def greedy(decoder: TextDecoder, memory: Memory, rows: Tensor, max_new_tokens: i
             break
         inputs = token.unsqueeze(1)
     tokens, scores = torch.stack(emitted, 1).tolist(), torch.stack(log_probs, 1).tolist()
-    return [_decoded(ids, row, decoder.end_id) for ids, row in zip(tokens, scores, strict=True)]
+    return [_decoded(ids, row, decoder.end_id, first) for ids, row in zip(tokens, scores, strict=True)]
 
 
-def _decoded(token_ids: list[int], log_probs: list[float], end_id: int) -> Decoded:
-    """Cut a row at its end token."""
+def _decoded(token_ids: list[int], log_probs: list[float], end_id: int, first: int) -> Decoded:
+    """Cut a row at its end token; first: tokens that its search started from."""
     steps = token_ids.index(end_id) + 1 if end_id in token_ids else len(token_ids)
     text = tuple(token for token in token_ids[:steps] if token != end_id)
-    ran = tuple(greedy_passes(len(token_ids)))
+    ran = tuple(greedy_passes(len(token_ids), first=first))
     return Decoded(text, sum(log_probs[:steps]) / steps, ran[:steps], ran)
 
 
-def rank(decoder: TextDecoder, memory: Memory, row: int, candidates: list[list[int]]) -> list[Decoded]:
-    """Score each candidate answer of one memory by its mean token log-probability, in the given order."""
+def rank(
+    decoder: TextDecoder,
+    memory: Memory,
+    row: int,
+    candidates: Sequence[Sequence[int]],
+    prompt: Sequence[int] = (),
+) -> list[Decoded]:
+    """Score each candidate about one memory by its mean token log-probability, in the given order."""
     device = memory.keys[0].device
-    texts = [[decoder.start_id, *ids, decoder.end_id] for ids in candidates]
-    longest = max(len(text) for text in texts)
+    texts = [[decoder.start_id, *prompt, *ids, decoder.end_id] for ids in candidates]
+    longest, given = max(len(text) for text in texts), len(prompt)
     padded = torch.tensor([text + [decoder.end_id] * (longest - len(text)) for text in texts], device=device)
     readers = torch.full((len(texts),), row, device=device)
     logits, _ = decoder.forward(padded[:, :-1], memory.read_by(readers))
-    log_probs = -F.cross_entropy(logits.transpose(1, 2), padded[:, 1:], reduction="none")  # [R, L]
-    lengths = torch.tensor([len(text) - 1 for text in texts], device=device)
-    real = torch.arange(longest - 1, device=device) < lengths.unsqueeze(1)
+    log_probs = -F.cross_entropy(logits.transpose(1, 2), padded[:, 1:], reduction="none")[:, given:]  # [R, L]
+    lengths = torch.tensor([len(ids) + 1 for ids in candidates], device=device)
+    real = torch.arange(log_probs.shape[1], device=device) < lengths.unsqueeze(1)
     scores = ((log_probs * real).sum(1) / lengths).tolist()
+    ran = ((longest - 1, longest - 1),)
     return [
-        Decoded(tuple(ids), score, ((len(ids) + 1, len(ids) + 1),), ((longest - 1, longest - 1),))
-        for ids, score in zip(candidates, scores, strict=True)
+        Decoded(tuple(ids), score, ((len(text) - 1, len(text) - 1),), ran)
+        for ids, text, score in zip(candidates, texts, scores, strict=True)
     ]
 
 
@@ -127,23 +195,30 @@ class _Hypothesis:
         return self.log_prob / len(self.token_ids)
 
 
-def beam_search(decoder: TextDecoder, memory: Memory, row: int, beams: int, max_new_tokens: int) -> Decoded:
+def beam_search(
+    decoder: TextDecoder,
+    memory: Memory,
+    row: int,
+    beams: int,
+    max_new_tokens: int,
+    min_new_tokens: int = 0,
+    prompt: Sequence[int] = (),
+) -> Decoded:
     """Beam search over one memory; hypotheses compare by mean log-probability (length penalty 1).
 
     Stops when so many hypotheses have ended that no open beam can beat the worst of them, as Hugging Face's
     `early_stopping=False` does.
     """
     device = memory.keys[0].device
-    inputs = torch.full((1, 1), decoder.start_id, device=device)
+    inputs = torch.tensor([[decoder.start_id, *prompt]], device=device)
     open_beams, ended, cache = [_Hypothesis((), 0.0)], [], None  # type: list[_Hypothesis], list[_Hypothesis], Cache | None
     passes: list[tuple[int, int]] = []
     for step in range(max_new_tokens):
         readers = torch.full((len(open_beams),), row, device=device)
         logits, cache = decoder.forward(inputs, memory.read_by(readers), cache)
-        passes += [(1, step + 1)] * len(open_beams)
-        totals = logits[:, -1].log_softmax(-1) + torch.tensor(
-            [[beam.log_prob] for beam in open_beams], device=device
-        )  # [beams, vocabulary]
+        passes += [(inputs.shape[1], len(prompt) + step + 1)] * len(open_beams)
+        so_far = torch.tensor([[beam.log_prob] for beam in open_beams], device=device)
+        totals = so_far + decoder.next_log_probs(logits, may_end=step >= min_new_tokens)
         best = totals.flatten().topk(min(2 * beams, totals.numel()))
         extended: list[tuple[_Hypothesis, int]] = []
         for rank_, (total, flat) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
 
 FLOPS_PER_MULTIPLY_ADD = 2
 _NORM = 5  # fvcore's count of a LayerNorm, an element
@@ -33,13 +35,20 @@ class VisionGeometry:
 
 @dataclass(frozen=True)
 class TextGeometry:
-    """A BERT with cross-attention: memory_width is what it attends to; vocabulary is the LM head's."""
+    """A text tower; memory_width is what it attends to, vocabulary its LM head's, 0 where it has none."""
 
     width: int
     mlp_width: int
     blocks: int
-    memory_width: int
-    vocabulary: int
+    memory_width: int = 0
+    vocabulary: int = 0
+
+
+class Scoring(Protocol):
+    """What a pruning method itself spends."""
+
+    def macs(self, branch: str, entering: int, kept: int, width: int) -> int:
+        """Multiply-adds of scoring and merging one block's tokens, class token left out; width is C."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,16 @@ class AlignmentGeometry:
     dim: int
     vision_mapped: bool = False
     text_mapped: bool = False
+
+    def macs(self, branch: str, entering: int, kept: int, width: int) -> int:
+        """Token attention, its map, the threshold and the merge: what MADTP spends on a block."""
+        threshold = entering * self.num_tokens
+        return self.attention_macs(branch, entering, width) + threshold + (entering - kept) * width
+
+    def attention_macs(self, branch: str, entering: int, width: int) -> int:
+        """Token attention and its map alone."""
+        mapped = self.vision_mapped if branch == "vision" else self.text_mapped
+        return entering * self.dim * self.num_tokens + mapped * entering * width * self.dim
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,7 @@ class BranchTrace:
     tokens_in: tuple[int, ...]
     needed: tuple[int, ...]
     kept: tuple[int, ...]
+    appends_merged: bool = True
 
     @property
     def token_density(self) -> float:
@@ -73,20 +93,23 @@ class BranchTrace:
     def unpruned(self) -> BranchTrace:
         """The same branch with nothing dropped."""
         full = (self.dense,) * len(self.kept)
-        return BranchTrace(self.dense, full, full, full)
+        return BranchTrace(self.dense, full, full, full, self.appends_merged)
 
     def as_needed(self) -> BranchTrace:
         """The trace of a request that keeps what it needs, not what its batch made it keep."""
         entering, tokens_in, kept = self.tokens_in[0], [], []
         for need in self.needed:
             tokens_in.append(entering)
-            kept.append(need if entering - need > 1 else entering)  # dropping one would gain nothing
-            entering = kept[-1] + (kept[-1] < entering)
-        return BranchTrace(self.dense, tuple(tokens_in), tuple(kept), tuple(kept))
+            gains = entering - need > self.appends_merged  # dropping one to append one would not
+            kept.append(need if gains else entering)
+            entering = kept[-1] + (self.appends_merged and kept[-1] < entering)
+        return BranchTrace(self.dense, tuple(tokens_in), tuple(kept), tuple(kept), self.appends_merged)
 
     def leaving(self) -> tuple[int, ...]:
         """Tokens behind the class token after each block: kept, and the merged one where any were dropped."""
-        return tuple(k + (k < n) for k, n in zip(self.kept, self.tokens_in, strict=True))
+        return tuple(
+            k + (self.appends_merged and k < n) for k, n in zip(self.kept, self.tokens_in, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -111,38 +134,70 @@ class RequestCost:
         return 1 - self.flops_ratio
 
 
-def vision_macs(
-    geometry: VisionGeometry, trace: BranchTrace, alignment: AlignmentGeometry | None = None
+def vision_macs(geometry: VisionGeometry, trace: BranchTrace, scoring: Scoring | None = None) -> int:
+    """Multiply-adds of one image through BLIP's ViT: patches, blocks, final norm, and scoring if given."""
+    d = geometry.width
+    patches = geometry.patches * 3 * geometry.patch_size**2 * d
+    blocks = _tower_macs("vision", trace, d, geometry.mlp_width, scoring)
+    return patches + blocks + _NORM * (trace.leaving()[-1] + 1) * d
+
+
+def clip_vision_macs(
+    geometry: VisionGeometry, trace: BranchTrace, embedding_width: int, scoring: Scoring | None = None
 ) -> int:
-    """Multiply-adds of one image through the ViT: patch convolution, blocks, final norm, and MAG if given."""
-    d, ff = geometry.width, geometry.mlp_width
-    total = geometry.patches * 3 * geometry.patch_size**2 * d
-    for entering, leaving in zip(trace.tokens_in, trace.leaving(), strict=True):
-        n, m = entering + 1, leaving + 1
-        total += 4 * n * d * d + 2 * n * n * d + 2 * m * d * ff + _NORM * (n + m) * d
-    mapped = alignment is not None and alignment.vision_mapped
-    return total + _NORM * (trace.leaving()[-1] + 1) * d + _scoring_macs(trace, d, alignment, mapped)
+    """Multiply-adds of one image through CLIP's ViT, which norms before the first block, to its embedding."""
+    d = geometry.width
+    patches = geometry.patches * 3 * geometry.patch_size**2 * d + _NORM * (geometry.patches + 1) * d
+    blocks = _tower_macs("vision", trace, d, geometry.mlp_width, scoring)
+    return patches + blocks + _NORM * d + linear_macs(d, embedding_width)  # of the class token
+
+
+def clip_text_macs(
+    geometry: TextGeometry, trace: BranchTrace, embedding_width: int, scoring: Scoring | None = None
+) -> int:
+    """Multiply-adds of one text through CLIP's causal tower to its embedding; EOT is its protected token.
+
+    Attention counts whole, as fvcore counts it: what causality masks out is not subtracted.
+    """
+    d = geometry.width
+    blocks = _tower_macs("text", trace, d, geometry.mlp_width, scoring)
+    return blocks + _NORM * d + linear_macs(d, embedding_width)  # of EOT
 
 
 def text_encoder_macs(
     geometry: TextGeometry,
     trace: BranchTrace,
     memory_tokens: int | None,
-    alignment: AlignmentGeometry | None = None,
+    scoring: Scoring | None = None,
 ) -> int:
     """Multiply-adds of one text through the BERT, attending to memory_tokens image tokens, if any."""
-    d, ff = geometry.width, geometry.mlp_width
-    total = _NORM * (trace.tokens_in[0] + 1) * d
-    for entering, leaving in zip(trace.tokens_in, trace.leaving(), strict=True):
-        n, m = entering + 1, leaving + 1
-        total += 4 * n * d * d + 2 * n * n * d + _NORM * n * d
-        if memory_tokens is not None:
-            total += 2 * m * d * d + 2 * m * memory_tokens * d + _NORM * m * d
-        total += 2 * m * d * ff + _NORM * m * d
-    if memory_tokens is not None:
-        total += memory_macs(geometry, memory_tokens)
-    mapped = alignment is not None and alignment.text_mapped
-    return total + _scoring_macs(trace, d, alignment, mapped)
+    d = geometry.width
+    total = _NORM * (trace.tokens_in[0] + 1) * d + _tower_macs("text", trace, d, geometry.mlp_width, scoring)
+    if memory_tokens is None:
+        return total
+    for leaving in trace.leaving():
+        total += _cross_attention_macs(d, leaving + 1, memory_tokens) + _NORM * (leaving + 1) * d
+    return total + memory_macs(geometry, memory_tokens)
+
+
+def twin_text_encoder_macs(
+    geometry: TextGeometry,
+    trace: BranchTrace,
+    memory_tokens: tuple[int, int],
+    merge_start: int,
+    scoring: Scoring | None = None,
+) -> int:
+    """Multiply-adds of one text through NLVR2's BERT, whose every block reads two images side by side.
+
+    memory_tokens: of each image. From block merge_start on a layer merges what was read; before, the mean.
+    """
+    d = geometry.width
+    total = text_encoder_macs(geometry, trace, None, scoring)
+    for block, leaving in enumerate(trace.leaving()):
+        m = leaving + 1
+        total += sum(_cross_attention_macs(d, m, memory) for memory in memory_tokens) + _NORM * m * d
+        total += linear_macs(2 * d, d, rows=m) if block >= merge_start else 0
+    return total + sum(memory_macs(geometry, memory) for memory in memory_tokens)
 
 
 def memory_macs(geometry: TextGeometry, memory_tokens: int) -> int:
@@ -150,63 +205,77 @@ def memory_macs(geometry: TextGeometry, memory_tokens: int) -> int:
     return 2 * memory_tokens * geometry.memory_width * geometry.width * geometry.blocks
 
 
-def decoder_macs(geometry: TextGeometry, passes: Iterable[tuple[int, int]], memory_tokens: int) -> int:
-    """Multiply-adds of decoder passes over a question of memory_tokens, its keys and values projected once.
+def decoder_macs(
+    geometry: TextGeometry,
+    passes: Iterable[tuple[int, int]],
+    memory_tokens: int,
+    memory_width: int | None = None,
+) -> int:
+    """Multiply-adds of decoder passes over one memory of memory_tokens, its keys and values projected once.
 
-    passes: (new tokens, tokens attended to with the cache) of every row of every step. The LM head runs on
-    each new token.
+    passes: (new tokens, tokens attended to with the cache) of every row of every step; (L, L) is a
+    teacher-forced text. The LM head runs on each new token. memory_width: of what is read, the decoder's own
+    width (a question's states) unless given (an image's: `geometry.memory_width`).
     """
     d, ff = geometry.width, geometry.mlp_width
-    total = geometry.blocks * 2 * memory_tokens * d * d
+    total = geometry.blocks * 2 * memory_tokens * (memory_width or d) * d
     for new, keys in passes:
-        attention = 4 * new * d * d + 2 * new * keys * d + 2 * new * d * d + 2 * new * memory_tokens * d
-        block = attention + 2 * new * d * ff + 3 * _NORM * new * d
-        head = new * (d * d + _NORM * d + d * geometry.vocabulary)
-        total += geometry.blocks * block + head + _NORM * new * d
+        block = _self_attention_macs(d, new, keys) + _mlp_macs(d, ff, new)
+        block += _cross_attention_macs(d, new, memory_tokens) + _NORM * new * d
+        total += geometry.blocks * block + lm_head_macs(geometry, new) + _NORM * new * d
     return total
 
 
-def greedy_passes(steps: int, rows: int = 1) -> list[tuple[int, int]]:
-    """Decoder passes of a cached search of so many steps, rows (beams) wide."""
-    return [(1, step + 1) for step in range(steps) for _ in range(rows)]
+def lm_head_macs(geometry: TextGeometry, tokens: int) -> int:
+    """Multiply-adds of BERT's language-model head on so many tokens: transform, norm, vocabulary."""
+    d = geometry.width
+    return linear_macs(d, d, geometry.vocabulary, rows=tokens) + _NORM * tokens * d
+
+
+def linear_macs(*widths: int, rows: int = 1) -> int:
+    """Multiply-adds of linear layers one after another, from width to width, on so many rows.
+
+    Heads and projections are such chains, and so are similarities: a query against so many keys.
+    """
+    return rows * sum(inputs * outputs for inputs, outputs in pairwise(widths))
+
+
+def greedy_passes(steps: int, rows: int = 1, first: int = 1) -> list[tuple[int, int]]:
+    """Decoder passes of a cached search of so many steps, rows (beams) wide; first: tokens it starts from."""
+    return [(1 if step else first, first + step) for step in range(steps) for _ in range(rows)]
 
 
 def widest(traces: Sequence[BranchTrace]) -> BranchTrace:
     """The trace of a row padded to its batch: in every block as wide as the longest row, before and after."""
     tokens_in = tuple(max(block) for block in zip(*(trace.tokens_in for trace in traces), strict=True))
     leaving = tuple(max(block) for block in zip(*(trace.leaving() for trace in traces), strict=True))
-    kept = tuple(m - (m < n) for m, n in zip(leaving, tokens_in, strict=True))
-    return BranchTrace(max(trace.dense for trace in traces), tokens_in, kept, kept)
+    merges = traces[0].appends_merged
+    kept = tuple(m - (merges and m < n) for m, n in zip(leaving, tokens_in, strict=True))
+    return BranchTrace(max(trace.dense for trace in traces), tokens_in, kept, kept, merges)
 
 
-def attention_padding_macs(
-    vision: VisionGeometry,
-    text: TextGeometry,
-    own: tuple[BranchTrace, BranchTrace],
-    batch: tuple[BranchTrace, BranchTrace],
-) -> int:
-    """Multiply-adds that packed execution still spends on padding: attention alone runs at the batch's width.
-
-    own, batch: (vision, text) traces of the request and of the widest row of each block.
-    """
-
-    def attention(vision_trace: BranchTrace, text_trace: BranchTrace) -> int:
-        memory = vision_trace.leaving()[-1] + 1
-        total = sum(2 * (n + 1) ** 2 * vision.width for n in vision_trace.tokens_in)
-        for entering, leaving in zip(text_trace.tokens_in, text_trace.leaving(), strict=True):
-            total += 2 * (entering + 1) ** 2 * text.width + 2 * (leaving + 1) * memory * text.width
-        return total
-
-    return attention(*batch) - attention(*own)
-
-
-def _scoring_macs(trace: BranchTrace, width: int, alignment: AlignmentGeometry | None, mapped: bool) -> int:
-    """Token attention, its map, the threshold and the merge: our own additions, always counted."""
-    if alignment is None:
-        return 0
+def _tower_macs(branch: str, trace: BranchTrace, width: int, mlp_width: int, scoring: Scoring | None) -> int:
+    """Self-attention, pruning and MLP of all blocks, the protected token counted in."""
     total = 0
-    for entering, kept in zip(trace.tokens_in, trace.kept, strict=True):
-        total += entering * alignment.dim * alignment.num_tokens + entering * alignment.num_tokens
-        total += entering * width * alignment.dim if mapped else 0
-        total += (entering - kept) * width
+    for entering, kept, leaving in zip(trace.tokens_in, trace.kept, trace.leaving(), strict=True):
+        total += _self_attention_macs(width, entering + 1, entering + 1) + _mlp_macs(
+            width, mlp_width, leaving + 1
+        )
+        if scoring is not None:
+            total += scoring.macs(branch, entering, kept, width)
     return total
+
+
+def _self_attention_macs(d: int, n: int, keys: int) -> int:
+    """Projections of n tokens, their attention to so many keys, and the norm."""
+    return 4 * n * d * d + 2 * n * keys * d + _NORM * n * d
+
+
+def _cross_attention_macs(d: int, m: int, memory_tokens: int) -> int:
+    """Query and output projections of m tokens and their attention, without the norm and `memory_macs`."""
+    return 2 * m * d * d + 2 * m * memory_tokens * d
+
+
+def _mlp_macs(d: int, ff: int, m: int) -> int:
+    """Both layers on m tokens, and the norm."""
+    return 2 * m * d * ff + _NORM * m * d

@@ -33,8 +33,10 @@ class Tokens:
 
     hidden: [B, N, C], or [T, C] when packed (T real tokens of all rows, row after row).
     mask: [B, N] bool, True for a real token; rows are left-aligned. None: every token is real.
-    position: [B, N] int64, index in the unpruned sequence; `MERGED` for a merged token.
+    position: [B, N] int64, index in the unpruned sequence; of a merged token `MERGED`, or in a causal row the
+        last one that it stands for.
     size: [B, N] float32, how many original tokens each one stands for.
+    is_causal: a token sees those before it in its row; the protected one sees all, and it alone sees itself.
     """
 
     hidden: Tensor
@@ -42,6 +44,7 @@ class Tokens:
     position: Tensor
     size: Tensor
     is_packed: bool = False
+    is_causal: bool = False
 
     @classmethod
     def from_hidden(cls, hidden: Tensor, mask: Tensor | None = None) -> Tokens:
@@ -96,26 +99,42 @@ class Tokens:
         """Back to hidden [B, N, C]; padding is zero."""
         return replace(self, hidden=self.to_padded(self.hidden), is_packed=False)
 
+    def split(self, rows: int) -> tuple[Tokens, Tokens]:
+        """The first so many rows, and the others, in the same layout."""
+        cut = int(self.lengths()[:rows].sum()) if self.is_packed else rows
+
+        def part(of_hidden: slice, of_rows: slice) -> Tokens:
+            mask = None if self.mask is None else self.mask[of_rows]
+            position, size = self.position[of_rows], self.size[of_rows]
+            return replace(self, hidden=self.hidden[of_hidden], mask=mask, position=position, size=size)
+
+        return part(slice(cut), slice(rows)), part(slice(cut, None), slice(rows, None))
+
     def select(self, index: Tensor, mask: Tensor | None) -> Tokens:
         """Keep the tokens at index [B, M]; mask [B, M] tells which of them are real. Padded layout only."""
         # By rows of the flattened batch: whole tokens are copied, ten times as fast as an expanded gather.
         starts = torch.arange(self.batch_size, device=index.device).unsqueeze(1) * self.width
         chosen = (index + starts).flatten()  # [B * M]
         gathered = self.hidden.flatten(0, 1).index_select(0, chosen).view(*index.shape, -1)  # [B, M, C]
-        return Tokens(gathered, mask, self.position.gather(1, index), self.size.gather(1, index))
+        position, size = self.position.gather(1, index), self.size.gather(1, index)
+        return replace(self, hidden=gathered, mask=mask, position=position, size=size)
 
-    def append_merged(self, hidden: Tensor, size: Tensor, rows: Tensor | None = None) -> Tokens:
+    def append_merged(
+        self, hidden: Tensor, size: Tensor, rows: Tensor | None = None, position: Tensor | None = None
+    ) -> Tokens:
         """Add one merged token behind the last real token of each row. Padded layout only.
 
-        hidden [B, C], size [B]; rows [B] bool names the rows that get one (None: all).
+        hidden [B, C], size [B]; rows [B] bool names the rows that get one (None: all). position [B]: where it
+        stands, `MERGED` when left out.
         """
+        if position is None:
+            position = torch.full_like(self.position[:, 0], MERGED)
         if self.mask is None and rows is None:
-            position = torch.full_like(self.position[:, :1], MERGED)
-            return Tokens(
-                torch.cat([self.hidden, hidden.unsqueeze(1)], 1),
-                None,
-                torch.cat([self.position, position], 1),
-                torch.cat([self.size, size.unsqueeze(1)], 1),
+            return replace(
+                self,
+                hidden=torch.cat([self.hidden, hidden.unsqueeze(1)], 1),
+                position=torch.cat([self.position, position.unsqueeze(1)], 1),
+                size=torch.cat([self.size, size.unsqueeze(1)], 1),
             )
         lengths = self.lengths()
         rows = torch.ones_like(lengths, dtype=torch.bool) if rows is None else rows
@@ -129,9 +148,10 @@ class Tokens:
             pad = values.new_zeros(values.shape[0], extra, *values.shape[2:])
             return torch.cat([values, pad], 1)[:, :width]
 
-        return Tokens(
-            torch.where(slot.unsqueeze(-1), hidden.unsqueeze(1), widened(self.hidden)),
-            None if bool(mask.all()) else mask,
-            torch.where(slot, torch.full_like(slot, MERGED, dtype=torch.int64), widened(self.position)),
-            torch.where(slot, size.unsqueeze(1), widened(self.size)),
+        return replace(
+            self,
+            hidden=torch.where(slot.unsqueeze(-1), hidden.unsqueeze(1), widened(self.hidden)),
+            mask=None if bool(mask.all()) else mask,
+            position=torch.where(slot, position.unsqueeze(1), widened(self.position)),
+            size=torch.where(slot, size.unsqueeze(1), widened(self.size)),
         )

@@ -222,7 +222,7 @@ class Engine:
                     inference_s=inference_s,
                 )
             )
-        longest = max(a.vision.dense for a in answers) + max(a.text.dense for a in answers)
+        longest = sum(max(a.spent.traces[branch][0].dense for a in answers) for branch in ("vision", "text"))
         self._on_batch(
             BatchRecord(self.task, self.name, len(jobs), len(jobs) * longest, prune_temperature),
         )

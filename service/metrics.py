@@ -98,21 +98,19 @@ class Metrics:
 
     def _observe_cost(self, job: Job, labels: dict[str, str]) -> None:
         assert job.served is not None
-        answer = job.served.answer
-        branches = {"vision": answer.vision, "text": answer.text}
-        for branch, trace in branches.items():
-            self._density.labels(branch=branch, **labels).observe(trace.token_density)
-        kept = sum(sum(trace.kept) for trace in branches.values())
-        needed = sum(sum(trace.needed) for trace in branches.values())
-        self._efficiency.labels(**labels).observe(needed / kept)
-        if answer.difficulty is not None:
-            self._difficulty.labels(**labels).observe(answer.difficulty)
-        self._request_flops.labels(**labels).observe(answer.cost.flops)
+        spent = job.served.answer.spent
+        for branch, traces in spent.traces.items():
+            for trace in traces:
+                self._density.labels(branch=branch, **labels).observe(trace.token_density)
+        self._efficiency.labels(**labels).observe(spent.keep_efficiency)
+        if spent.difficulty is not None:
+            self._difficulty.labels(**labels).observe(spent.difficulty)
+        self._request_flops.labels(**labels).observe(spent.cost.flops)
         for kind, flops in (
-            ("spent", answer.cost.flops),
-            ("dense", answer.cost.dense_flops),
-            ("needed", answer.cost.needed_flops),
-            ("padded", answer.cost.padded_flops),
+            ("spent", spent.cost.flops),
+            ("dense", spent.cost.dense_flops),
+            ("needed", spent.cost.needed_flops),
+            ("padded", spent.cost.padded_flops),
         ):
             self._flops.labels(kind=kind, **labels).inc(flops)
 

@@ -17,8 +17,6 @@ from service.schemas import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from madtp_core.flops import BranchTrace
 
 
@@ -40,29 +38,23 @@ def build_reply(job: Job, level: ReportLevel) -> VqaReply:
 def build_report(job: Job, *, with_lists: bool) -> Report:
     """What a served job cost, and in which batch; `with_lists` adds the counts of every block."""
     assert job.served is not None, "only a served job has a report"
-    served, answer = job.served, job.served.answer
+    served, spent = job.served, job.served.answer.spent
     return Report(
         request_id=job.request_id,
         model=job.model,
         batch_size=served.batch_size,
         keep_mode=served.keep_mode,
         prune_temperature=served.prune_temperature,
-        difficulty=DifficultyReport(predicted=None, measured=answer.difficulty),
-        vision=_branch(answer.vision, with_lists=with_lists),
-        text=_branch(answer.text, with_lists=with_lists),
-        token_density=token_density((answer.vision, answer.text)),
-        flops=answer.cost.flops,
-        dense_flops=answer.cost.dense_flops,
-        flops_ratio=answer.cost.flops_ratio,
-        flops_reduction=answer.cost.flops_reduction,
+        difficulty=DifficultyReport(predicted=None, measured=spent.difficulty),
+        vision=_branch(spent.traces["vision"][0], with_lists=with_lists),
+        text=_branch(spent.traces["text"][0], with_lists=with_lists),
+        token_density=spent.token_density,
+        flops=spent.cost.flops,
+        dense_flops=spent.cost.dense_flops,
+        flops_ratio=spent.cost.flops_ratio,
+        flops_reduction=spent.cost.flops_reduction,
         seconds=SecondsReport(**{stage: job.seconds[stage] for stage in STAGES}),
     )
-
-
-def token_density(branches: Sequence[BranchTrace]) -> float:
-    """Tokens kept / tokens of a dense run over all blocks of all branches; a long branch weighs more."""
-    dense = sum(branch.dense * len(branch.kept) for branch in branches)
-    return sum(sum(branch.kept) for branch in branches) / dense
 
 
 def _branch(trace: BranchTrace, *, with_lists: bool) -> BranchSummary:

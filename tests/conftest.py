@@ -36,7 +36,7 @@ def seed() -> None:
 def vqa_checkpoint():
     """A tiny scrambled BLIP-VQA with alignment tokens and the shapes' tokenizer; nothing may change it."""
     from madtp_core.backbones.blip import blip_config, build_blip_vqa, scramble
-    from madtp_core.checkpoint import VqaCheckpoint, build_alignment
+    from madtp_core.checkpoint import Checkpoint, build_alignment
     from madtp_core.config import AlignmentConfig, MadtpConfig, PruningConfig
     from madtp_core.data.shapes import build_tokenizer
     from madtp_core.images import ImageGeometry
@@ -53,7 +53,7 @@ def vqa_checkpoint():
     alignment = build_alignment(alignment_config, config)
     scramble(alignment, seed=1, std=1.0)
     madtp = MadtpConfig(
-        encoder_first_token="enc", max_question_tokens=40, alignment=alignment_config, pruning=PruningConfig()
+        encoder_first_token="enc", max_text_tokens=40, alignment=alignment_config, pruning=PruningConfig()
     )
     geometry = ImageGeometry(64, 64, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    return VqaCheckpoint(blip, tokenizer, geometry, madtp, alignment)
+    return Checkpoint(blip, tokenizer, geometry, madtp, alignment)

@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BlipConfig, BlipForQuestionAnswering, BlipTextConfig, BlipVisionConfig
+from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
+    BlipTextConfig,
+    BlipVisionConfig,
+)
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -22,6 +29,7 @@ def blip_config(
     *,
     width: int = 768,
     heads: int = 12,
+    text_width: int | None = None,
     text_heads: int | None = None,
     vision_blocks: int = 12,
     text_blocks: int = 12,
@@ -32,9 +40,14 @@ def blip_config(
     bos_token_id: int = 30522,
     sep_token_id: int = 102,
     pad_token_id: int = 0,
+    embedding_width: int = 256,
+    merge_start: int | None = None,
     initializer_range: float = 0.02,
 ) -> BlipConfig:
-    """A BLIP of one width for both branches; the defaults are BLIP-base.
+    """A BLIP; the defaults are BLIP-base. Text has the width and heads of vision unless given its own.
+
+    embedding_width: of what an image and a text are compared by in retrieval. merge_start: the first text
+    block that merges what it reads of two images, half of the blocks unless given (`nlvr.merge_start`).
 
     Differs from Hugging Face's defaults where those differ from BLIP: vision LayerNorm eps 1e-6, twelve text
     heads, and a vision initialiser that is not practically zero.
@@ -50,9 +63,9 @@ def blip_config(
         "initializer_range": initializer_range,
     }
     text = {
-        "hidden_size": width,
+        "hidden_size": text_width or width,
         "encoder_hidden_size": width,
-        "intermediate_size": 4 * width,
+        "intermediate_size": 4 * (text_width or width),
         "num_hidden_layers": text_blocks,
         "num_attention_heads": text_heads or heads,
         "vocab_size": vocabulary,
@@ -63,12 +76,29 @@ def blip_config(
         "pad_token_id": pad_token_id,
         "initializer_range": initializer_range,
     }
-    return BlipConfig(vision_config=vision, text_config=text, initializer_range=initializer_range)
+    if merge_start is not None:
+        text["merge_start"] = merge_start
+    return BlipConfig(
+        vision_config=vision,
+        text_config=text,
+        image_text_hidden_size=embedding_width,
+        initializer_range=initializer_range,
+    )
 
 
 def build_blip_vqa(config: BlipConfig) -> BlipForQuestionAnswering:
     """A BLIP-VQA with fresh weights."""
     return BlipForQuestionAnswering(config)
+
+
+def build_blip_caption(config: BlipConfig) -> BlipForConditionalGeneration:
+    """A BLIP that writes captions, with fresh weights."""
+    return BlipForConditionalGeneration(config)
+
+
+def build_blip_retrieval(config: BlipConfig) -> BlipForImageTextRetrieval:
+    """A BLIP that compares images and texts and matches them, with fresh weights."""
+    return BlipForImageTextRetrieval(config)
 
 
 def build_blip_vision(config: BlipConfig) -> BlipVisionModel:

@@ -1,9 +1,9 @@
-"""The seam every pruning method fills, and the keep-and-merge step that most of them share."""
+"""The seam every pruning method fills, and the three ways in which they part with tokens."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor
 
 from madtp_core.attention import Signals
 from madtp_core.errors import UnknownNameError
+from madtp_core.flops import AlignmentGeometry, Scoring
 from madtp_core.pruning.scores import EPS
-from madtp_core.tokens import Tokens
+from madtp_core.tokens import MERGED, Tokens
 
+VISION, TEXT = "vision", "text"
+BRANCHES = (VISION, TEXT)
 MAX_KEEP = "max_keep"
 PER_INSTANCE = "per_instance"
 KEEP_MODES = (MAX_KEEP, PER_INSTANCE)
@@ -24,12 +27,14 @@ KEEP_MODES = (MAX_KEEP, PER_INSTANCE)
 class PruneStep:
     """Where the loop stands when it asks a pruner.
 
-    guidance: A [B, N, K] float32 of the block's input, class token left out. prune_temperature: [B], 0 dense.
-    state: this forward's own scratch for methods that accumulate over blocks.
+    block counts from 0 to blocks - 1. guidance: A [B, N, K] float32 of the block's input, class token left
+    out. prune_temperature: [B], 0 dense. state: this forward's own scratch for methods that accumulate over
+    blocks.
     """
 
     branch: str
     block: int
+    blocks: int
     keep_mode: str
     prune_temperature: Tensor
     guidance: Tensor | None = None
@@ -46,18 +51,35 @@ class Pruned:
 
 
 class Pruner(ABC):
-    """A pruning method: says which signals it needs, scores the tokens and counts how many each row needs."""
+    """A pruning method: says which signals it needs, scores the tokens and counts how many each row needs.
+
+    appends_merged: whether a block that drops tokens adds one that stands for them.
+    """
 
     needs: frozenset[str] = frozenset()
+    appends_merged: bool = True
 
     @abstractmethod
     def decide(self, tokens: Tokens, signals: Signals, step: PruneStep) -> tuple[Tensor, Tensor]:
         """Importance [B, N] float32 and needed tokens [B] int64, class token left out."""
 
     def __call__(self, tokens: Tokens, signals: Signals, step: PruneStep) -> Pruned:
-        """Drop the tokens of one block and append the merged one."""
+        """Drop the tokens of one block and, where the method does, append one that stands for them."""
         importance, needed = self.decide(tokens, signals, step)
-        return keep_and_merge(tokens, importance, needed, step.keep_mode)
+        reduce = keep_and_merge if self.appends_merged else keep_and_drop
+        return reduce(tokens, importance, needed, step.keep_mode)
+
+    def scoring(self, alignment: AlignmentGeometry | None) -> Scoring | None:
+        """What the method itself spends on a block, MAG's geometry given where the model has it."""
+        return None
+
+
+@dataclass(frozen=True)
+class MergeScoring:
+    """The weighted sum of the tokens that merge: what a method spends that scores by what is there anyway."""
+
+    def macs(self, branch: str, entering: int, kept: int, width: int) -> int:
+        return (entering - kept) * width
 
 
 def check_keep_mode(keep_mode: str) -> str:
@@ -72,50 +94,122 @@ def real_tokens(tokens: Tokens) -> Tensor | None:
     return None if tokens.mask is None else tokens.mask[:, 1:]
 
 
-def keep_and_merge(tokens: Tokens, importance: Tensor, needed: Tensor, keep_mode: str) -> Pruned:
+def keep_and_merge(
+    tokens: Tokens, importance: Tensor, needed: Tensor, keep_mode: str, *, as_mean: bool = True
+) -> Pruned:
     """Keep each row's most important tokens in their order and merge the others into one behind them.
 
     importance [B, N] float32, needed [B] int64. max_keep: every row keeps as many as the neediest one.
     per_instance: every row keeps its own number. A row that would keep nothing, or drop fewer than two, is
-    left as it is and counts as needing all it has. Equal scores keep the earlier token.
+    left as it is and counts as needing all it has. Equal scores keep the earlier token. as_mean: the merged
+    token is the mean of the dropped ones weighted by their importance, else their weighted sum.
     Differs from the reference: kept tokens stay in order; negative scores (see `token_attention_score`) weigh
     nothing in the merge, and if all dropped ones do, they merge into their mean.
     """
-    device = tokens.position.device
-    available = [int(length) - 1 for length in tokens.lengths().tolist()]
-    needs, keeps = _quotas(needed.tolist(), available, keep_mode)
-    needed, kept = torch.tensor(needs, device=device), torch.tensor(keeps, device=device)  # [B]
-    prunes = [keep < count for keep, count in zip(keeps, available, strict=True)]
-    if not any(prunes):
-        return Pruned(tokens, needed, kept)
-
-    padded, width = tokens.unpack(), max(keeps)
-    importance = F.pad(importance, (1, 0), value=float("inf"))  # [B, 1 + N]: the protected token comes first
-    if padded.mask is not None:
-        importance = importance.masked_fill(~padded.mask, float("-inf"))
-    order = importance.argsort(dim=1, descending=True, stable=True)
-    is_kept = torch.arange(padded.width, device=device) <= kept.unsqueeze(1)  # in that order
-    keep = torch.empty_like(is_kept).scatter_(1, order, is_kept)
-    drop = ~keep if padded.mask is None else padded.mask & ~keep
-
-    weights = importance.clamp_min(0).where(drop, 0.0)
-    weights = weights.where(weights.sum(1, keepdim=True) > 0, drop.float())
-    weights = weights / (weights.sum(1, keepdim=True) + EPS)
+    choice = _choose(tokens, importance, needed, keep_mode, fewest_dropped=2)
+    if not any(choice.drops):
+        return choice.pruned(tokens)
+    padded, drop = tokens.unpack(), choice.dropped()
+    weights = F.pad(importance, (1, 0)).clamp_min(0).where(drop, 0.0)  # [B, 1 + N]
+    if as_mean:
+        weights = weights.where(weights.sum(1, keepdim=True) > 0, drop.float())
+        weights = weights / (weights.sum(1, keepdim=True) + EPS)
     merged = (weights[:, None, 1:].to(padded.hidden.dtype) @ padded.hidden[:, 1:]).squeeze(1)  # [B, C]
     merged_size = (padded.size * drop).sum(1)
-
-    index = keep.argsort(dim=1, descending=True, stable=True)[:, : width + 1]  # kept ones first, in order
-    is_real = None if min(keeps) == width else is_kept[:, : width + 1]
-    rows = None if all(prunes) else torch.tensor(prunes, device=device)
-    remaining = padded.select(index, is_real).append_merged(merged, merged_size, rows)
-    return Pruned(remaining.pack() if tokens.is_packed else remaining, needed, kept)
+    rows = None if all(choice.drops) else torch.tensor(choice.drops, device=drop.device)
+    position = padded.position.masked_fill(~drop, MERGED).amax(1) if padded.is_causal else None
+    return choice.pruned(choice.remaining(padded).append_merged(merged, merged_size, rows, position))
 
 
-def _quotas(needed: list[int], available: list[int], keep_mode: str) -> tuple[list[int], list[int]]:
-    """What each row needs and keeps: all it has where it would keep none or drop fewer than two."""
+def keep_and_drop(tokens: Tokens, importance: Tensor, needed: Tensor, keep_mode: str) -> Pruned:
+    """Keep each row's most important tokens in their order; the others are gone.
+
+    As `keep_and_merge`, but a row may drop a single token, since none is added.
+    """
+    choice = _choose(tokens, importance, needed, keep_mode, fewest_dropped=1)
+    if not any(choice.drops):
+        return choice.pruned(tokens)
+    return choice.pruned(choice.remaining(tokens.unpack()))
+
+
+def keep_and_absorb(
+    tokens: Tokens, importance: Tensor, needed: Tensor, keep_mode: str, destination: Tensor
+) -> Pruned:
+    """Keep each row's most important tokens; each other one joins the kept token at its destination.
+
+    As `keep_and_drop`, but a kept token becomes the mean of itself and what joins it, weighted by size; its
+    size grows by theirs and its position stays. destination: [B, 1 + N] int64, a place in the row.
+    """
+    choice = _choose(tokens, importance, needed, keep_mode, fewest_dropped=1)
+    if not any(choice.drops):
+        return choice.pruned(tokens)
+    padded = tokens.unpack()
+    itself = torch.arange(padded.width, device=destination.device)
+    destination = destination.where(choice.dropped(), itself)
+    size = torch.zeros_like(padded.size).scatter_add(1, destination, padded.size)
+    weighted = padded.hidden.float() * padded.size.unsqueeze(-1)  # [B, 1 + N, C]
+    places = destination.unsqueeze(-1).expand_as(weighted)
+    total = torch.zeros_like(weighted).scatter_add(1, places, weighted)
+    mean = total / size.clamp_min(1).unsqueeze(-1)  # size 0: a place whose token has left
+    absorbed = replace(padded, hidden=mean.to(padded.hidden.dtype), size=size)
+    return choice.pruned(choice.remaining(absorbed))
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """Which tokens of a batch stay: keep [B, 1 + N] bool, False at padding; drops: whether each row drops any.
+
+    tokens: as they came. needed, kept: [B].
+    """
+
+    tokens: Tokens
+    keep: Tensor
+    needed: Tensor
+    kept: Tensor
+    drops: list[bool]
+
+    def dropped(self) -> Tensor:
+        """The real tokens that go: [B, 1 + N] bool."""
+        return ~self.keep if self.tokens.mask is None else self.tokens.mask & ~self.keep
+
+    def remaining(self, padded: Tokens) -> Tokens:
+        """The kept tokens of the padded batch, in their order."""
+        lengths = self.kept + 1
+        width = int(lengths.max())
+        index = self.keep.argsort(dim=1, descending=True, stable=True)[:, :width]  # kept ones first
+        is_real = torch.arange(width, device=index.device) < lengths.unsqueeze(1)
+        return padded.select(index, None if bool(is_real.all()) else is_real)
+
+    def pruned(self, remaining: Tokens) -> Pruned:
+        """The result, in the layout in which the tokens came."""
+        return Pruned(remaining.pack() if self.tokens.is_packed else remaining, self.needed, self.kept)
+
+
+def _choose(
+    tokens: Tokens, importance: Tensor, needed: Tensor, keep_mode: str, fewest_dropped: int
+) -> _Choice:
+    device = tokens.position.device
+    available = [int(length) - 1 for length in tokens.lengths().tolist()]
+    needs, keeps = _quotas(needed.tolist(), available, keep_mode, fewest_dropped)
+    kept = torch.tensor(keeps, device=device)  # [B]
+    importance = F.pad(importance, (1, 0), value=float("inf"))  # [B, 1 + N]: the protected token comes first
+    if tokens.mask is not None:
+        importance = importance.masked_fill(~tokens.mask, float("-inf"))
+    order = importance.argsort(dim=1, descending=True, stable=True)
+    is_kept = torch.arange(tokens.width, device=device) <= kept.unsqueeze(1)  # in that order
+    keep = torch.empty_like(is_kept).scatter_(1, order, is_kept)
+    drops = [keep < count for keep, count in zip(keeps, available, strict=True)]
+    return _Choice(tokens, keep, torch.tensor(needs, device=device), kept, drops)
+
+
+def _quotas(
+    needed: list[int], available: list[int], keep_mode: str, fewest_dropped: int
+) -> tuple[list[int], list[int]]:
+    """What each row needs and keeps: all it has where it would keep none or drop too few to gain by it."""
     quotas = [max(needed)] * len(needed) if keep_mode == MAX_KEEP else needed
     rows = zip(needed, quotas, available, strict=True)
     pairs = [
-        (need, quota) if quota >= 1 and count - quota > 1 else (count, count) for need, quota, count in rows
+        (need, quota) if quota >= 1 and count - quota >= fewest_dropped else (count, count)
+        for need, quota, count in rows
     ]
     return [need for need, _ in pairs], [keep for _, keep in pairs]

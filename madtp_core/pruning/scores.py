@@ -6,9 +6,12 @@ token; None when all are. Source: MADTP (CVPR 2024) section 3.3 and its referenc
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
+SELF, TOKEN, CLS = TERMS = ("self", "token", "cls")  # the terms of token importance
 EPS = 1e-8
 _WELL_SIGNED = 0.1  # S_token's sum must reach this share of its absolute sum
 
@@ -45,14 +48,28 @@ def class_attention_score(class_row: Tensor, head_norms: Tensor) -> Tensor:
 
 
 def token_importance(
-    received: Tensor, guidance: Tensor, class_row: Tensor, head_norms: Tensor, mask: Tensor | None
+    received: Tensor | None,
+    guidance: Tensor | None,
+    class_row: Tensor | None,
+    head_norms: Tensor | None,
+    mask: Tensor | None,
+    terms: Collection[str] = TERMS,
 ) -> Tensor:
-    """TIS = (S_self + S_token + S_cls) / 3, zero at padding: [B, N]."""
-    score = (
-        self_attention_score(received)
-        + token_attention_score(guidance, mask)
-        + class_attention_score(class_row, head_norms)
-    ) / 3
+    """TIS, the mean of the terms that are on: by default (S_self + S_token + S_cls) / 3; [B, N].
+
+    Zero at padding. What only other terms read may be None. Source: supplement, Table 8.
+    """
+    scores: list[Tensor] = []
+    if SELF in terms:
+        assert received is not None
+        scores.append(self_attention_score(received))
+    if TOKEN in terms:
+        assert guidance is not None
+        scores.append(token_attention_score(guidance, mask))
+    if CLS in terms:
+        assert class_row is not None and head_norms is not None
+        scores.append(class_attention_score(class_row, head_norms))
+    score = torch.stack(scores).mean(0)
     return score if mask is None else score.masked_fill(~mask, 0.0)
 
 

@@ -1,42 +1,49 @@
-"""A fixed number of kept tokens in every block, chosen by MADTP's importance, its whole scoring cost paid."""
+"""MADTP's importance on a fixed schedule: which tokens stay is learned, how many is not.
+
+Source: the step of MADTP (CVPR 2024) from static pruning with guidance to dynamic pruning.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from madtp_core.attention import CLASS_ROW, GUIDANCE, HEAD_NORMS, RECEIVED, Signals
-from madtp_core.errors import ConfigError
-from madtp_core.pruning.base import Pruner, PruneStep
-from madtp_core.pruning.madtp import madtp_importance
+from madtp_core.attention import GUIDANCE, Signals
+from madtp_core.flops import AlignmentGeometry, Scoring
+from madtp_core.pruning.base import MergeScoring, PruneStep
+from madtp_core.pruning.madtp import check_terms, importance_needs, madtp_importance
+from madtp_core.pruning.scheduled import ScheduledPruner
+from madtp_core.pruning.scores import TERMS
 from madtp_core.tokens import Tokens
 
 
-class StaticPruner(Pruner):
-    """Needs the scheduled count in every block; a branch without a schedule keeps all.
+class StaticPruner(ScheduledPruner):
+    """Top-k by token importance, the dropped merge as in MADTP; terms as there.
 
-    kept: branch name -> one count a block, class and merged token left out.
+    Without the term `token` it needs no alignment tokens.
     """
 
-    needs = frozenset({RECEIVED, CLASS_ROW, HEAD_NORMS, GUIDANCE})
+    def __init__(self, *, terms: Sequence[str] = TERMS, **schedule: Any) -> None:
+        self.terms = check_terms(terms)
+        self.needs = importance_needs(self.terms)
+        super().__init__(**schedule)
 
-    def __init__(self, kept: Mapping[str, Sequence[int]]) -> None:
-        if not kept or any(count < 1 for counts in kept.values() for count in counts):
-            raise ConfigError(f"static pruning needs positive kept counts per branch, got {dict(kept)!r}")
-        self.kept = {branch: tuple(counts) for branch, counts in kept.items()}
+    def score(self, tokens: Tokens, signals: Signals, step: PruneStep) -> Tensor:
+        return madtp_importance(tokens, signals, step, self.terms)
 
-    def decide(self, tokens: Tokens, signals: Signals, step: PruneStep) -> tuple[Tensor, Tensor]:
-        available = tokens.lengths() - 1
-        counts = self.kept.get(step.branch)
-        if counts is None:
-            needed = available
-        elif step.block >= len(counts):
-            raise ConfigError(
-                f"the {step.branch} schedule has {len(counts)} counts, none for block {step.block}"
-            )
-        else:
-            needed = available.clamp(max=counts[step.block])
-        needed = torch.where(step.prune_temperature > 0, needed, available)
-        return madtp_importance(tokens, signals, step), needed
+    def scoring(self, alignment: AlignmentGeometry | None) -> Scoring:
+        return ImportanceScoring(alignment if GUIDANCE in self.needs else None)
+
+
+@dataclass(frozen=True)
+class ImportanceScoring:
+    """Token attention where a term reads it, and the merge; no threshold."""
+
+    alignment: AlignmentGeometry | None
+
+    def macs(self, branch: str, entering: int, kept: int, width: int) -> int:
+        attention = 0 if self.alignment is None else self.alignment.attention_macs(branch, entering, width)
+        return attention + MergeScoring().macs(branch, entering, kept, width)

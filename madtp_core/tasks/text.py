@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from madtp_core.decoding import Decoded
 from madtp_core.errors import ConfigError
+
+Outcome = tuple[str, float, tuple[tuple[str, float], ...] | None]  # text, score, ranked candidates
 
 
 class TextCodec:
@@ -18,35 +21,65 @@ class TextCodec:
     [ENC].
     """
 
-    def __init__(self, tokenizer: Any, encoder_first_token: str, max_question_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, encoder_first_token: str, max_text_tokens: int) -> None:
         self.tokenizer = tokenizer
-        self.max_question_tokens = max_question_tokens
+        self.max_text_tokens = max_text_tokens
         self.first_id: int | None = None
         if encoder_first_token == "enc":
             self.first_id = tokenizer.convert_tokens_to_ids("[ENC]")
             if self.first_id in (None, tokenizer.unk_token_id):
                 raise ConfigError("encoder_first_token is 'enc', but the tokenizer has no [ENC] token")
 
-    def questions(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask [Q, L], right padded; raises ConfigError for an empty or too long question."""
+    def texts(self, texts: Sequence[str], kind: str = "text") -> tuple[Tensor, Tensor]:
+        """Token ids and mask [Q, L], right padded, [CLS] first; kind is what an error calls such a text.
+
+        Raises ConfigError for one that is empty or too long.
+        """
         if any(not text.strip() for text in texts):
-            raise ConfigError("the question is empty")
+            raise ConfigError(f"the {kind} is empty")
         encoded = self.tokenizer(list(texts), padding=True, return_tensors="pt", verbose=False)
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         longest = int(mask.sum(1).max())
-        if longest > self.max_question_tokens:
-            raise ConfigError(
-                f"the question has {longest} tokens, at most {self.max_question_tokens} are allowed"
-            )
-        if self.first_id is not None:
-            ids[:, 0] = self.first_id
+        if longest > self.max_text_tokens:
+            raise ConfigError(f"the {kind} has {longest} tokens, at most {self.max_text_tokens} are allowed")
         return ids, mask
+
+    def reading(self, ids: Tensor) -> Tensor:
+        """Token ids [Q, L] of texts that read an image: [ENC] first where the model wants it."""
+        if self.first_id is None:
+            return ids
+        ids = ids.clone()
+        ids[:, 0] = self.first_id
+        return ids
+
+    def questions(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask [Q, L] of questions, which read an image; raises ConfigError as `texts`."""
+        ids, mask = self.texts(texts, "question")
+        return self.reading(ids), mask
+
+    def prompt_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of what a decoded text begins with, without special tokens; "" has none."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(ids) >= self.max_text_tokens:
+            raise ConfigError(
+                f"the prompt has {len(ids)} tokens, at most {self.max_text_tokens - 1} are allowed"
+            )
+        return tuple(ids)
 
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of an answer without special tokens; raises ConfigError when there are none."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if not ids:
             raise ConfigError(f"the candidate {text!r} is empty")
+        return ids
+
+    def candidate_ids(self, texts: Sequence[str], longest: int) -> list[list[int]]:
+        """Token ids of the texts to rank; raises ConfigError for none at all, an empty or a too long one."""
+        if not texts:
+            raise ConfigError("candidates is empty; leave it out to generate a text")
+        ids = [self.answer_ids(text) for text in texts]
+        if (length := max(map(len, ids))) > longest:
+            raise ConfigError(f"a candidate has {length} tokens, at most {longest} are allowed")
         return ids
 
     def training_answers(self, texts: Sequence[str], start_id: int) -> Tensor:
@@ -60,3 +93,11 @@ class TextCodec:
         """The text of emitted tokens."""
         decoded: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return decoded.strip()
+
+    def outcome(self, decoded: Sequence[Decoded], candidates: Sequence[str] | None) -> Outcome:
+        """The text that a search found, its score, and all candidates with theirs, best first."""
+        if candidates is None:
+            return self.text(decoded[0].token_ids), decoded[0].score, None
+        scored = zip(candidates, (entry.score for entry in decoded), strict=True)
+        ranked = tuple(sorted(scored, key=lambda pair: -pair[1]))
+        return *ranked[0], ranked

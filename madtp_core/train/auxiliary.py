@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from madtp_core.data.shapes import NUM_PATCH_LABELS
 from madtp_core.data.shapes.scene import MAX_OBJECTS
 from madtp_core.tasks.vqa_network import VqaNetwork
-from madtp_core.train.shapes_data import NUM_LOOK_LABELS, VqaBatch
+from madtp_core.train.shapes_data import NUM_LOOK_LABELS, SceneBatch, VqaBatch
 
 _ALIKE = 0.1  # of the image: nearer centres stand neither left nor right of each other
 _IGNORED = -1
@@ -111,7 +111,7 @@ class Reckoning(nn.Module):
         return loss
 
 
-def patches_loss(logits: Tensor, batch: VqaBatch) -> Tensor:
+def patches_loss(logits: Tensor, batch: SceneBatch) -> Tensor:
     """What is in every patch, whether it holds a centre, and where it lies: logits [B, labels + 3, patches].
 
     Without the last part, features of the last block forget where they are.

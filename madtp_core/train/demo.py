@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from madtp_core.backbones.blip import blip_config, build_blip_vqa
-from madtp_core.checkpoint import VqaCheckpoint, build_alignment
+from madtp_core.checkpoint import Checkpoint, build_alignment
 from madtp_core.config import AlignmentConfig, MadtpConfig, PruningConfig
 from madtp_core.data.shapes import ShapesVqa, build_tokenizer
+from madtp_core.data.shapes.scene import Split
 from madtp_core.images import ImageGeometry
 from madtp_core.pruning import MAX_KEEP
 from madtp_core.pruning.temperature import TemperatureSearch
@@ -20,9 +21,11 @@ from madtp_core.tasks.vqa import BlipVqa
 from madtp_core.tasks.vqa_network import VqaNetwork
 from madtp_core.train.calibrate import calibrate
 from madtp_core.train.evaluate import evaluate_vqa
-from madtp_core.train.loop import DTYPES, LoopConfig, seed_everything, train
-from madtp_core.train.shapes_data import ShapesVqaBatches
-from madtp_core.train.shapes_vqa import CompressShapesVqa, DenseShapesVqa, Hooks
+from madtp_core.train.hooks import Hooks
+from madtp_core.train.loop import DTYPES, LoopConfig, TrainTask, seed_everything, train
+from madtp_core.train.shapes_data import ShapesBatches, ShapesVqaBatches
+from madtp_core.train.shapes_vision import ShapesVision
+from madtp_core.train.shapes_vqa import CompressShapesVqa, ReadingLosses, ReadShapesVqa
 
 RECIPE = Path(__file__).parent / "recipes" / "demo_vqa.yaml"
 
@@ -36,16 +39,17 @@ class DemoRun:
     output: Path
 
     def make(self) -> BlipVqa:
-        """Train dense, compress, calibrate and save; each stage resumes where it stopped."""
+        """Train the vision tower, the reading of it, compress, calibrate and save; each stage resumes."""
         seed_everything(self.recipe["seed"])
-        model, scenes_seen = self.fresh_model(), 0
-        for stage in self.recipe["dense"]:
-            loop = self._loop(stage)
+        model, first_scene = self.fresh_model(), 0
+        for stage, task_of in (("look", self._look), ("read", self._read), ("compress", self._compress)):
+            part = self.recipe[stage]
+            loop = LoopConfig(seed=self.recipe["seed"], **part["loop"])
             seed_everything(loop.seed)
-            train(self._dense_task(model, stage, scenes_seen), loop, self.work / stage["name"])
-            model = BlipVqa.from_pretrained(self.work / stage["name"] / "model")
-            scenes_seen += loop.last_step * stage["scenes"]
-        return self._calibrate(self._compress(model, scenes_seen))
+            train(task_of(model, part, first_scene), loop, self.work / stage)
+            model = BlipVqa.from_pretrained(self.work / stage / "model")
+            first_scene += loop.last_step * part["scenes"]
+        return self._calibrate(model)
 
     def fresh_model(self) -> BlipVqa:
         """The untrained BLIP of the recipe with its tokenizer."""
@@ -64,35 +68,30 @@ class DemoRun:
             tuple(recipe["image"]["mean"]),
             tuple(recipe["image"]["std"]),
         )
-        madtp = MadtpConfig(encoder_first_token="enc", max_question_tokens=shape["max_text_tokens"])
-        return BlipVqa(VqaCheckpoint(build_blip_vqa(config), tokenizer, geometry, madtp))
+        madtp = MadtpConfig(encoder_first_token="enc", max_text_tokens=shape["max_text_tokens"])
+        return BlipVqa(Checkpoint(build_blip_vqa(config), tokenizer, geometry, madtp))
 
-    def _loop(self, stage: Mapping[str, Any]) -> LoopConfig:
-        return LoopConfig(seed=self.recipe["seed"], **stage["loop"])
+    def _scenes(self, part: Mapping[str, Any], first_scene: int) -> ShapesBatches:
+        scenes = self._split("train", 10**9, part.get("questions", 0), part.get("family_weights"))
+        return ShapesBatches(scenes, part["scenes"], first_scene)
 
-    def _batches(self, model: BlipVqa, part: Mapping[str, Any], scenes_seen: int) -> ShapesVqaBatches:
-        first_step = -(-scenes_seen // part["scenes"])
-        scenes = ShapesVqa(
-            self.recipe["seed"], "train", 10**9, part["questions"], self.recipe["image"]["size"]
-        )
-        curriculum = [tuple(entry) for entry in part.get("curriculum", [])]
-        return ShapesVqaBatches(scenes, part["scenes"], model.codec, first_step, curriculum)
+    def _split(
+        self, split: Split, length: int, questions: int, family_weights: Mapping[str, float] | None = None
+    ) -> ShapesVqa:
+        size = self.recipe["image"]["size"]
+        return ShapesVqa(self.recipe["seed"], split, length, questions, size, family_weights=family_weights)
 
-    def _hooks(self, checkpoint: VqaCheckpoint, keep_pruning: bool) -> Hooks:
+    def _hooks(self, checkpoint: Checkpoint, keep_pruning: bool) -> Hooks:
         """Evaluate and save through the served path, with the temperature that training has reached."""
-        scenes = ShapesVqa(
-            self.recipe["seed"],
-            "validation",
-            self.recipe["validation_scenes"],
-            1,
-            self.recipe["image"]["size"],
-        )
+        scenes = self._split("validation", self.recipe["validation_scenes"], 1)
 
         def current(network: VqaNetwork, prune_temperature: float) -> BlipVqa:
             config = checkpoint.config
             if keep_pruning and config.pruning is not None:
                 config = replace(config, pruning=replace(config.pruning, prune_temperature=prune_temperature))
-            return BlipVqa(replace(checkpoint, blip=network.blip, alignment=network.alignment, config=config))
+            return BlipVqa(
+                replace(checkpoint, model=network.blip, alignment=network.alignment, config=config)
+            )
 
         def evaluate(network: VqaNetwork, prune_temperature: float) -> Mapping[str, float]:
             return evaluate_vqa(
@@ -104,48 +103,52 @@ class DemoRun:
 
         return Hooks(evaluate, save)
 
-    def _dense_task(self, model: BlipVqa, stage: Mapping[str, Any], scenes_seen: int) -> DenseShapesVqa:
-        return DenseShapesVqa(
+    def _look(self, model: BlipVqa, part: Mapping[str, Any], first_scene: int) -> TrainTask:
+        held_out = ShapesBatches(
+            self._split("validation", self.recipe["validation_scenes"], 0), part["scenes"]
+        )
+        hooks = self._hooks(model.checkpoint, keep_pruning=False)
+        data = self._scenes(part, first_scene)
+        return ShapesVision(model.network, data, held_out, model.image_geometry, hooks)
+
+    def _read(self, model: BlipVqa, part: Mapping[str, Any], first_scene: int) -> TrainTask:
+        return ReadShapesVqa(
             model.network,
-            self._batches(model, stage, scenes_seen),
+            ShapesVqaBatches(self._scenes(part, first_scene), model.codec),
             model.image_geometry,
             self._hooks(model.checkpoint, keep_pruning=False),
-            **stage["losses"],
+            ReadingLosses(**part["losses"]),
         )
 
-    def _compress(self, dense: BlipVqa, scenes_seen: int) -> BlipVqa:
-        part = self.recipe["compress"]
+    def _compress(self, dense: BlipVqa, part: Mapping[str, Any], first_scene: int) -> TrainTask:
         alignment_config = AlignmentConfig(**self.recipe["alignment"])
         pruning = PruningConfig(
             keep_mode=MAX_KEEP, flops_ratio=part["flops_ratio"], batch_size=part["scenes"]
         )
-        loop = self._loop(part)
-        seed_everything(loop.seed)
         checkpoint = replace(
             dense.checkpoint,
-            alignment=build_alignment(alignment_config, dense.checkpoint.blip.config),
+            alignment=build_alignment(alignment_config, dense.checkpoint.model.config),
             config=replace(dense.checkpoint.config, alignment=alignment_config, pruning=pruning),
         )
         model = BlipVqa(checkpoint)
-        task = CompressShapesVqa(
+        return CompressShapesVqa(
             model.network,
-            self._batches(model, part, scenes_seen),
+            ShapesVqaBatches(self._scenes(part, first_scene), model.codec),
             model.image_geometry,
             self._hooks(checkpoint, keep_pruning=True),
             TemperatureSearch(part["flops_ratio"], gain=part["gain"]),
-            part["first_temperature"],
+            part["modes"],
+            part["first_temperatures"],
             part["ramp_steps"],
             part["alpha"],
         )
-        train(task, loop, self.work / "compress")
-        return BlipVqa.from_pretrained(self.work / "compress" / "model")
 
     def _calibrate(self, model: BlipVqa) -> BlipVqa:
         part = self.recipe["calibrate"]
         assert model.pruning is not None
         model.save_pretrained(self.output, dtype=DTYPES[self.recipe["store"]])
         stored = BlipVqa.from_pretrained(self.output)  # calibrate what will be served, rounding included
-        scenes = ShapesVqa(self.recipe["seed"], "validation", part["scenes"], 1, self.recipe["image"]["size"])
+        scenes = self._split("validation", part["scenes"], 1)
         temperatures = [model.pruning.prune_temperature * factor for factor in part["factors"]]
         table = calibrate(stored, scenes, temperatures, part["batch_sizes"])
         finished = BlipVqa(replace(stored.checkpoint, calibration=table), name=self.recipe["name"])

@@ -77,9 +77,9 @@ def evaluate_vqa(
             for group in groups:
                 result.asked[group] += 1
                 result.right[group] += is_right
-            result.flops += answer.cost.flops
-            result.dense_flops += answer.cost.dense_flops
-            for trace in (answer.vision, answer.text):
+            result.flops += answer.spent.cost.flops
+            result.dense_flops += answer.spent.cost.dense_flops
+            for trace in (trace for each in answer.spent.traces.values() for trace in each):
                 result.needed_tokens += sum(trace.needed)
                 result.kept_tokens += sum(trace.kept)
     return result

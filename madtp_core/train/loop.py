@@ -27,9 +27,9 @@ class LoopConfig:
     """How long, how fast and how often; checked once.
 
     steps: optimiser steps of the schedule; stop_step ends the run earlier. learning_rate: peak, reached after
-    warmup_steps, then cosine to zero. dtype: autocast type of the forward. evaluate_every, checkpoint_every:
-    in steps, 0 for only at the end. loader_workers: processes that prepare batches. threads: intra-operation
-    threads, 0 for torch's default.
+    warmup_steps, held for hold_steps, then cosine to zero. dtype: autocast type of the forward.
+    evaluate_every, checkpoint_every: in steps, 0 for only at the end. loader_workers: processes that prepare
+    batches. threads: intra-operation threads, 0 for torch's default.
     """
 
     steps: int
@@ -38,6 +38,7 @@ class LoopConfig:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 0
+    hold_steps: int = 0
     gradient_clip: float = 1.0
     dtype: str = "bf16"
     seed: int = 0
@@ -48,10 +49,13 @@ class LoopConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.learning_rate <= 0 or not 0 <= self.warmup_steps <= self.steps:
+        is_in_steps = min(self.warmup_steps, self.hold_steps) >= 0 and (
+            self.warmup_steps + self.hold_steps <= self.steps
+        )
+        if self.steps < 1 or self.learning_rate <= 0 or not is_in_steps:
             raise ConfigError(
-                f"need steps >= 1, learning_rate > 0 and 0 <= warmup_steps <= steps, "
-                f"got {self.steps}, {self.learning_rate}, {self.warmup_steps}"
+                "need steps >= 1, learning_rate > 0, warmup_steps and hold_steps >= 0 and together <= steps, "
+                f"got {self.steps}, {self.learning_rate}, {self.warmup_steps} and {self.hold_steps}"
             )
         if self.dtype not in DTYPES:
             raise ConfigError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
@@ -62,10 +66,11 @@ class LoopConfig:
         return self.steps if self.stop_step is None else self.stop_step
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then cosine to zero (SGDR, one cycle)."""
+        """Linear warm-up, the peak, then cosine to zero (SGDR, one cycle)."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        falls_at = self.warmup_steps + self.hold_steps
+        progress = max(0, step - falls_at) / max(1, self.steps - falls_at)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -11,91 +11,102 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from madtp_core.data.shapes import Question, ShapesVqa, sample_scene
+from madtp_core.data.shapes import ANSWERS, Question, ShapesVqa
 from madtp_core.data.shapes.dataset import VqaExample
 from madtp_core.data.shapes.scene import CANVAS, GRID, SIZES, TEXTURES, SceneObject
 from madtp_core.images import ImageGeometry
 from madtp_core.tasks.text import TextCodec
 
 NUM_LOOK_LABELS = 1 + len(SIZES) * len(TEXTURES)
-_SCENES_A_ROW = 16  # scenes to choose from where a curriculum limits their objects
+
+
+@dataclass(frozen=True, eq=False)
+class SceneBatch:
+    """B scenes: images [B, H, W, 3] uint8, and what stands in every patch.
+
+    patch_labels [B, patches]: shape and colour, look_labels [B, patches]: size and texture, 0 for background
+    in both; centre_labels [B, patches] bool: the patches that hold an object's centre.
+    """
+
+    images: Tensor
+    patch_labels: Tensor
+    look_labels: Tensor
+    centre_labels: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class VqaBatch:
     """B scenes with Q questions.
 
-    images [B, H, W, 3] uint8, patch_labels [B, patches] (shape and colour), look_labels [B, patches] (size
-    and texture), 0 for background in both; question_ids, question_mask [Q, L], reader [Q] question -> image,
-    answer_ids [Q, A] with -100 behind the end token, spoken_of [Q, 2, patches] bool: where the objects stand
-    that a question's first and second description name; named_counts [Q, 2]: how many, -1 without one;
-    named_centres [Q, 2, patches] bool: the patches that hold their centres; centre_labels [B, patches] bool:
-    those of all objects.
+    question_ids, question_mask [Q, L], reader [Q] question -> image, answer_ids [Q, A] with -100 behind the
+    end token, answer_labels [Q]: the answer's index in ANSWERS. spoken_of [Q, 2, patches] bool: where the
+    objects stand that a question's first and second description name; named_counts [Q, 2]: how many, -1
+    without one; named_centres [Q, 2, patches] bool: the patches that hold their centres.
     """
 
-    images: Tensor
-    patch_labels: Tensor
-    look_labels: Tensor
+    scenes: SceneBatch
     question_ids: Tensor
     question_mask: Tensor
     reader: Tensor
     answer_ids: Tensor
+    answer_labels: Tensor
     spoken_of: Tensor
     named_counts: Tensor
     named_centres: Tensor
-    centre_labels: Tensor
+
+
+@dataclass(frozen=True)
+class ShapesBatches(Dataset[SceneBatch]):
+    """Step -> scenes: every step sees scenes that no other step saw.
+
+    first_scene shifts them, so that a second stage sees none of the first.
+    """
+
+    scenes: ShapesVqa
+    batch_size: int
+    first_scene: int = 0
+
+    def examples(self, step: int) -> list[VqaExample]:
+        """The scenes of a step with their questions."""
+        first = self.first_scene + step * self.batch_size
+        return [self.scenes[first + row] for row in range(self.batch_size)]
+
+    def __getitem__(self, step: int) -> SceneBatch:
+        return scene_batch(self.examples(step))
 
 
 class ShapesVqaBatches(Dataset[VqaBatch]):
-    """Step -> batch: every step sees scenes that no other step saw.
+    """Step -> the scenes of that step with their questions."""
 
-    first_step shifts the scenes, so that a second stage sees none of the first. curriculum: (from step, most
-    objects in a scene) in rising order; a model learns to find one of two objects long before one of twelve.
-    """
-
-    def __init__(
-        self,
-        scenes: ShapesVqa,
-        batch_size: int,
-        codec: TextCodec,
-        first_step: int = 0,
-        curriculum: Sequence[tuple[int, int]] = (),
-    ) -> None:
-        self.scenes, self.batch_size, self.codec = scenes, batch_size, codec
-        self.first_step, self.curriculum = first_step, curriculum
-
-    def _scene_index(self, step: int, row: int) -> int:
-        """The first of this row's own scenes with few enough objects, else the last of them."""
-        allowed = [objects for start, objects in self.curriculum if start <= step]
-        first = ((self.first_step + step) * self.batch_size + row) * _SCENES_A_ROW
-        if not allowed:
-            return first
-        for index in range(first, first + _SCENES_A_ROW):
-            scene = sample_scene(self.scenes.seed, self.scenes.split, index)
-            if scene.num_objects <= allowed[-1]:
-                break
-        return index
+    def __init__(self, batches: ShapesBatches, codec: TextCodec) -> None:
+        self.batches, self.codec = batches, codec
 
     def __getitem__(self, step: int) -> VqaBatch:
-        examples = [self.scenes[self._scene_index(step, row)] for row in range(self.batch_size)]
+        examples = self.batches.examples(step)
         asked = [(row, question) for row, example in enumerate(examples) for question in example.questions]
         ids, mask = self.codec.questions([question.text for _, question in asked])
         start_id = self.codec.tokenizer.bos_token_id
         return VqaBatch(
-            torch.from_numpy(np.stack([example.image for example in examples])),
-            torch.from_numpy(np.stack([example.patch_labels for example in examples])),
-            torch.from_numpy(np.stack([look_labels(example) for example in examples])),
+            scene_batch(examples),
             ids,
             mask,
             torch.tensor([row for row, _ in asked]),
             self.codec.training_answers([question.answer for _, question in asked], start_id),
+            torch.tensor([ANSWERS.index(question.answer) for _, question in asked]),
             torch.from_numpy(np.stack([spoken_of(examples[row], question) for row, question in asked])),
             torch.tensor([named_counts(examples[row], question) for row, question in asked]),
             torch.from_numpy(np.stack([named_centres(examples[row], question) for row, question in asked])),
-            torch.from_numpy(
-                np.stack([centre_patches(example, example.scene.objects) for example in examples])
-            ),
         )
+
+
+def scene_batch(examples: Sequence[VqaExample]) -> SceneBatch:
+    """Stack scenes and their labels."""
+    return SceneBatch(
+        torch.from_numpy(np.stack([example.image for example in examples])),
+        torch.from_numpy(np.stack([example.patch_labels for example in examples])),
+        torch.from_numpy(np.stack([look_labels(example) for example in examples])),
+        torch.from_numpy(np.stack([centre_patches(example, example.scene.objects) for example in examples])),
+    )
 
 
 def patch_cells(example: VqaExample) -> NDArray[np.int64]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from madtp_core.alignment import Alignment
 from madtp_core.backbones.blip import blip_config, build_blip_vqa, scramble
-from madtp_core.tasks.vqa_network import TEXT, VISION, VqaNetwork
+from madtp_core.pruning import TEXT, VISION
+from madtp_core.tasks.vqa_network import VqaNetwork
 
 WIDTH, HEADS, BLOCKS, ALIGNMENT_TOKENS = 32, 4, 3, 12
 IMAGE, PATCH, VOCABULARY = 40, 8, 40  # 25 patches

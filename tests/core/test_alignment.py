@@ -9,7 +9,8 @@ from torch import Tensor
 from madtp_core.alignment import Alignment, aligned_features, alignment_loss
 from madtp_core.backbones.blip import embed_image, vision_blocks
 from madtp_core.encoder import encode
-from madtp_core.tasks.vqa_network import TEXT, VISION, VqaNetwork
+from madtp_core.pruning import TEXT, VISION
+from madtp_core.tasks.vqa_network import VqaNetwork
 
 
 def loop_features(queries: Tensor, tokens: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Attention and its signals against float64 loops; padding, parts, layouts and caches change nothing."""
 
 import math
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +11,9 @@ from torch import Tensor
 from madtp_core import attention
 from madtp_core.attention import (
     ATTENTION_SIGNALS,
-    CLASS_ROW,
-    HEAD_NORMS,
-    RECEIVED,
+    KEYS,
+    PROPORTIONAL,
+    Signals,
     attend,
     causal_attend,
     cross_attend,
@@ -21,6 +23,7 @@ from madtp_core.tokens import Tokens
 BATCH, LENGTH, HEADS, WIDTH = 3, 9, 2, 4
 LENGTHS = (9, 4, 6)
 UNSCORED: frozenset[str] = frozenset()
+SCORED = ATTENTION_SIGNALS
 
 Qkv = tuple[Tensor, Tensor, Tensor]
 
@@ -76,11 +79,20 @@ def loop_context(probs: list[list[list[float]]], value: Tensor) -> Tensor:
     )
 
 
+def all_signals(qkv: Qkv, tokens: Tokens, with_grad: bool, is_packed: bool) -> Any:
+    """Every signal that attention has to give, from either layout."""
+    layout = tokens.pack() if is_packed else tokens
+    with torch.set_grad_enabled(with_grad):
+        _, signals = attend(*(layout.to_layout(x) for x in qkv), layout, SCORED)
+    assert all(getattr(signals, name) is not None for name in SCORED)
+    return signals
+
+
 def real(tokens: Tokens, row: int) -> int:
     return int(tokens.lengths()[row])
 
 
-@pytest.mark.parametrize("needs", [UNSCORED, ATTENTION_SIGNALS], ids=["unscored", "scored"])
+@pytest.mark.parametrize("needs", [UNSCORED, SCORED], ids=["unscored", "scored"])
 @pytest.mark.parametrize("with_grad", [True, False])
 def test_context_equals_a_loop(qkv: Qkv, tokens: Tokens, needs: frozenset[str], with_grad: bool) -> None:
     with torch.set_grad_enabled(with_grad):
@@ -91,11 +103,10 @@ def test_context_equals_a_loop(qkv: Qkv, tokens: Tokens, needs: frozenset[str], 
         torch.testing.assert_close(context[row, : len(query)].double(), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("with_grad", [True, False])
-def test_signals_equal_a_loop(qkv: Qkv, tokens: Tokens, with_grad: bool) -> None:
-    with torch.set_grad_enabled(with_grad):
-        _, signals = attend(*qkv, tokens, ATTENTION_SIGNALS)
-    assert signals.received is not None and signals.class_row is not None and signals.head_norms is not None
+def test_signals_equal_a_loop(qkv: Qkv, tokens: Tokens, with_grad: bool, is_packed: bool) -> None:
+    signals = all_signals(qkv, tokens, with_grad, is_packed)
     for row in range(BATCH):
         n = real(tokens, row)
         query, key, value = (x[row, :n] for x in qkv)
@@ -107,17 +118,53 @@ def test_signals_equal_a_loop(qkv: Qkv, tokens: Tokens, with_grad: bool) -> None
             output = loop_context(probs, value).view(n, HEADS, WIDTH)[:, h]
             norms = [math.sqrt(sum(x * x for x in vector)) for vector in output.tolist()]
             assert signals.head_norms[row, h, :n].tolist() == pytest.approx(norms, abs=1e-5)
+        for i in range(n):
+            keys = [sum(key[i, h, d].item() for h in range(HEADS)) / HEADS for d in range(WIDTH)]
+            assert signals.keys[row, i].tolist() == pytest.approx(keys, abs=1e-5)
+            shares = [sum(probs[h][i][j] for h in range(HEADS)) / HEADS for j in range(n)]
+            assert signals.mean_map[row, i, :n].tolist() == pytest.approx(shares, abs=1e-5)
 
 
-def test_padding_receives_nothing(qkv: Qkv) -> None:
+@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_padding_gets_nothing(qkv: Qkv, with_grad: bool, is_packed: bool) -> None:
     tokens = make_tokens(LENGTHS)
-    _, signals = attend(*qkv, tokens, ATTENTION_SIGNALS)
-    assert signals.received is not None and signals.class_row is not None and tokens.mask is not None
-    assert (signals.received[~tokens.mask] == 0).all()
-    assert (signals.class_row.transpose(1, 2)[~tokens.mask] == 0).all()
+    signals = all_signals(qkv, tokens, with_grad, is_packed)
+    assert tokens.mask is not None
+    padding = ~tokens.mask
+    assert (signals.received[padding] == 0).all() and (signals.keys[padding] == 0).all()
+    assert (signals.class_row.transpose(1, 2)[padding] == 0).all()
+    assert (signals.mean_map[padding] == 0).all() and (signals.mean_map.transpose(1, 2)[padding] == 0).all()
 
 
-@pytest.mark.parametrize("needs", [UNSCORED, ATTENTION_SIGNALS], ids=["unscored", "scored"])
+@pytest.mark.parametrize("needs", [UNSCORED, SCORED], ids=["unscored", "scored"])
+@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_proportional_attention_repeats_a_token_as_often_as_it_stands_for_others(
+    qkv: Qkv, tokens: Tokens, needs: frozenset[str], is_packed: bool, with_grad: bool
+) -> None:
+    """Attention to a token of size s is attention to s copies of it."""
+    sizes = torch.randint(1, 4, (BATCH, LENGTH))
+    sized = replace(tokens, size=sizes.float())
+    layout = sized.pack() if is_packed else sized
+    with torch.set_grad_enabled(with_grad):
+        context, signals = attend(*(layout.to_layout(x) for x in qkv), layout, needs | {PROPORTIONAL})
+    context = layout.to_padded(context)
+    for row in range(BATCH):
+        n = real(tokens, row)
+        query, key, value = (x[row, :n] for x in qkv)
+        copies = torch.arange(n).repeat_interleave(sizes[row, :n])
+        probs = loop_probs(query, key[copies])
+        expected = loop_context(probs, value[copies])
+        torch.testing.assert_close(context[row, :n].double(), expected, atol=1e-5, rtol=0)
+        if needs:
+            assert signals.class_row is not None
+            of_copies = torch.tensor(probs[1][0])
+            of_tokens = torch.zeros(n).double().index_add(0, copies, of_copies.double())
+            assert signals.class_row[row, 1, :n].tolist() == pytest.approx(of_tokens.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("needs", [UNSCORED, SCORED], ids=["unscored", "scored"])
 def test_what_lies_in_the_padding_does_not_matter(qkv: Qkv, needs: frozenset[str]) -> None:
     tokens = make_tokens(LENGTHS)
     assert tokens.mask is not None
@@ -131,29 +178,40 @@ def test_what_lies_in_the_padding_does_not_matter(qkv: Qkv, needs: frozenset[str
 
 
 @pytest.mark.parametrize("maps_at_once", [0, 1, HEADS, 2 * HEADS, BATCH * HEADS])
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "all"])
 def test_working_in_parts_changes_nothing(
-    qkv: Qkv, tokens: Tokens, maps_at_once: int, monkeypatch: pytest.MonkeyPatch
+    qkv: Qkv, tokens: Tokens, maps_at_once: int, is_causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, expected = attend(*qkv, tokens, ATTENTION_SIGNALS)  # with gradients: all at once
+    tokens = replace(tokens, is_causal=is_causal, size=1 + torch.rand(BATCH, LENGTH))
+    needs = SCORED | {PROPORTIONAL}
+    whole, expected = attend(*qkv, tokens, needs)  # with gradients: all at once
     monkeypatch.setattr(attention, "_PART_BYTES", maps_at_once * 4 * LENGTH**2)
     with torch.no_grad():
-        parts, signals = attend(*qkv, tokens, ATTENTION_SIGNALS)
+        parts, signals = attend(*qkv, tokens, needs)
     for row in range(BATCH):
         n = real(tokens, row)
         torch.testing.assert_close(parts[row, :n], whole[row, :n], atol=1e-6, rtol=0)
-        for name in ATTENTION_SIGNALS:
+        torch.testing.assert_close(signals.keys[row, :n], expected.keys[row, :n], atol=1e-6, rtol=0)
+        for name in SCORED - {KEYS}:
             ours, theirs = (getattr(s, name)[row, ..., :n] for s in (signals, expected))
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("needs", [UNSCORED, ATTENTION_SIGNALS], ids=["unscored", "scored"])
-def test_packed_equals_padded(qkv: Qkv, tokens: Tokens, needs: frozenset[str]) -> None:
+@pytest.mark.parametrize("needs", [UNSCORED, SCORED, SCORED | {PROPORTIONAL}], ids=len)
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "all"])
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_packed_equals_padded(
+    qkv: Qkv, tokens: Tokens, needs: frozenset[str], is_causal: bool, with_grad: bool
+) -> None:
+    tokens = replace(tokens, is_causal=is_causal, size=1 + torch.rand(BATCH, LENGTH))
     packed = tokens.pack()
     padded_context, padded_signals = attend(*qkv, tokens, needs)
-    context, signals = attend(*(packed.to_layout(x) for x in qkv), packed, needs)
+    with torch.set_grad_enabled(with_grad):
+        context, signals = attend(*(packed.to_layout(x) for x in qkv), packed, needs)
     torch.testing.assert_close(context, packed.to_layout(padded_context), atol=1e-6, rtol=0)
     if needs:
         torch.testing.assert_close(signals.received, padded_signals.received, atol=1e-6, rtol=0)
+        torch.testing.assert_close(signals.keys, padded_signals.keys, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("is_masked", [True, False])
@@ -170,10 +228,14 @@ def test_the_fused_kernel_equals_the_explicit_softmax(qkv: Qkv, is_masked: bool)
         torch.testing.assert_close(fused[1].double(), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("with_grad", [True, False])
 @pytest.mark.parametrize("wanted", sorted(ATTENTION_SIGNALS))
-def test_a_signal_is_there_if_and_only_if_it_was_asked_for(qkv: Qkv, wanted: str) -> None:
-    _, signals = attend(*qkv, make_tokens(None), frozenset({wanted}))
-    present = {name for name in (RECEIVED, CLASS_ROW, HEAD_NORMS) if getattr(signals, name) is not None}
+def test_a_signal_is_there_if_and_only_if_it_was_asked_for(
+    qkv: Qkv, tokens: Tokens, wanted: str, with_grad: bool
+) -> None:
+    with torch.set_grad_enabled(with_grad):
+        _, signals = attend(*qkv, tokens, frozenset({wanted}))
+    present = {field.name for field in fields(Signals) if getattr(signals, field.name) is not None}
     assert present == {wanted}
 
 

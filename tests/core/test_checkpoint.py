@@ -27,8 +27,8 @@ def test_everything_comes_back(vqa_checkpoint, saved):
     assert loaded.image_geometry == vqa_checkpoint.image_geometry
     assert loaded.calibration is not None and loaded.calibration.rows[0].prune_temperature == 0.5
     assert loaded.tokenizer.get_vocab() == vqa_checkpoint.tokenizer.get_vocab()
-    for name, value in vqa_checkpoint.blip.state_dict().items():
-        assert torch.equal(loaded.blip.state_dict()[name], value), name
+    for name, value in vqa_checkpoint.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value), name
     assert torch.equal(loaded.alignment.tokens, vqa_checkpoint.alignment.tokens)
 
 
@@ -36,18 +36,18 @@ def test_hugging_face_reads_its_own_part(vqa_checkpoint, saved):
     blip, report = BlipForQuestionAnswering.from_pretrained(saved, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     assert torch.equal(
-        blip.vision_model.post_layernorm.weight, vqa_checkpoint.blip.vision_model.post_layernorm.weight
+        blip.vision_model.post_layernorm.weight, vqa_checkpoint.model.vision_model.post_layernorm.weight
     )
     assert AutoImageProcessor.from_pretrained(saved).size["height"] == vqa_checkpoint.image_geometry.height
 
 
 def test_half_precision_storage_leaves_the_model_in_memory_alone(vqa_checkpoint, tmp_path):
     save_checkpoint(vqa_checkpoint, tmp_path / "half", torch.float16)
-    assert vqa_checkpoint.blip.dtype == torch.float32
+    assert vqa_checkpoint.model.dtype == torch.float32
     assert {value.dtype for value in load_file(tmp_path / "half" / "model.safetensors").values()} == {
         torch.float16
     }
-    assert load_checkpoint(tmp_path / "half").blip.dtype == torch.float32
+    assert load_checkpoint(tmp_path / "half").model.dtype == torch.float32
 
 
 def test_saving_over_a_directory_replaces_it(vqa_checkpoint, saved):

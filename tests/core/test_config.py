@@ -7,7 +7,7 @@ from madtp_core.errors import CheckpointError, ConfigError, UnknownNameError
 
 FULL = MadtpConfig(
     encoder_first_token="enc",
-    max_question_tokens=40,
+    max_text_tokens=40,
     alignment=AlignmentConfig(num_tokens=7, dim=32),
     pruning=PruningConfig(branches=("vision",), prune_temperature=0.5, flops_ratio=0.4, batch_size=16),
 )
@@ -36,7 +36,7 @@ def test_another_schema_version_is_refused():
     [
         lambda: MadtpConfig(task="cooking"),
         lambda: MadtpConfig(encoder_first_token="dec"),
-        lambda: MadtpConfig(max_question_tokens=2),
+        lambda: MadtpConfig(max_text_tokens=2),
         lambda: AlignmentConfig(num_tokens=0),
         lambda: PruningConfig(method="guessing"),
         lambda: PruningConfig(branches=("audio",)),

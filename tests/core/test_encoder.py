@@ -6,10 +6,20 @@ from torch import Tensor
 
 from madtp_core.attention import Signals
 from madtp_core.backbones.blip import vision_blocks
-from madtp_core.encoder import Encoded, Pruning, encode
+from madtp_core.encoder import BatchPruning, Encoded, Pruning, encode
 from madtp_core.errors import ConfigError
-from madtp_core.pruning import KEEP_MODES, MAX_KEEP, PER_INSTANCE, Pruned, Pruner, PruneStep, build_pruner
-from madtp_core.tasks.vqa_network import TEXT, VISION, BatchPruning, VqaNetwork
+from madtp_core.pruning import (
+    KEEP_MODES,
+    MAX_KEEP,
+    PER_INSTANCE,
+    TEXT,
+    VISION,
+    Pruned,
+    Pruner,
+    PruneStep,
+    build_pruner,
+)
+from madtp_core.tasks.vqa_network import VqaNetwork
 from madtp_core.tokens import Tokens
 from tests.core import reference
 

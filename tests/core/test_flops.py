@@ -19,7 +19,6 @@ from madtp_core.flops import (
     RequestCost,
     TextGeometry,
     VisionGeometry,
-    attention_padding_macs,
     decoder_macs,
     greedy_passes,
     memory_macs,
@@ -27,8 +26,8 @@ from madtp_core.flops import (
     vision_macs,
     widest,
 )
-from madtp_core.pruning import MAX_KEEP, PER_INSTANCE, build_pruner
-from madtp_core.tasks.vqa_network import TEXT, VISION, VqaNetwork
+from madtp_core.pruning import MAX_KEEP, PER_INSTANCE, TEXT, VISION, build_pruner
+from madtp_core.tasks.vqa_network import VqaNetwork
 from madtp_core.tokens import Tokens
 
 WIDTH, ALIGNMENT_TOKENS, PATCHES = 32, 12, 25
@@ -354,17 +353,6 @@ def test_a_padded_row_is_as_wide_as_the_widest_of_its_batch() -> None:
     traces = [BranchTrace(9, (9, 5), (4, 3), (4, 3)), BranchTrace(7, (7, 7), (7, 2), (7, 2))]
     assert widest(traces) == BranchTrace(9, (9, 7), (6, 3), (6, 3))
     assert widest(traces).leaving() == (7, 4)
-
-
-def test_packed_rows_pay_for_padding_in_attention_only(vision: VisionGeometry, text: TextGeometry) -> None:
-    own = BranchTrace(25, (25, 9, 5), (8, 4, 5), (8, 4, 5)), BranchTrace(5, (5, 5, 5), (5,) * 3, (5,) * 3)
-    batch = (
-        BranchTrace(25, (25, 9, 5), (8, 4, 5), (8, 4, 5)),
-        BranchTrace(13, (13,) * 3, (13,) * 3, (13,) * 3),
-    )
-    assert attention_padding_macs(vision, text, own, own) == 0
-    own_attention, cross_attention = 2 * (14**2 - 6**2) * WIDTH, 2 * (14 - 6) * 6 * WIDTH
-    assert attention_padding_macs(vision, text, own, batch) == 3 * (own_attention + cross_attention)
 
 
 def test_a_request_reports_its_share_of_the_dense_cost() -> None:

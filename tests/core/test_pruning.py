@@ -15,12 +15,14 @@ from madtp_core.pruning import (
     MAX_KEEP,
     PER_INSTANCE,
     PRUNERS,
+    TEXT,
+    VISION,
     PruneStep,
     build_pruner,
     check_keep_mode,
     keep_and_merge,
 )
-from madtp_core.tasks.vqa_network import TEXT, VISION, VqaNetwork
+from madtp_core.tasks.vqa_network import VqaNetwork
 from madtp_core.tokens import MERGED, Tokens
 from tests.core import reference
 
@@ -166,7 +168,7 @@ def decide(guidance: Tensor, prune_temperature: float) -> tuple[Tensor, Tensor]:
     count = guidance.shape[1]
     received, class_row = torch.rand(1, 1 + count), torch.rand(1, 2, 1 + count)
     signals = Signals(received, class_row, torch.rand(1, 2, 1 + count))
-    step = PruneStep(VISION, 0, MAX_KEEP, torch.tensor([prune_temperature]), guidance)
+    step = PruneStep(VISION, 0, 1, MAX_KEEP, torch.tensor([prune_temperature]), guidance)
     return build_pruner("madtp").decide(sequence(count), signals, step)
 
 

@@ -164,6 +164,15 @@ def test_words_give_little_away_about_existence(asked: list[tuple[Scene, Questio
         assert 0.3 < counted["yes"] / counted.total() < 0.7
 
 
+def test_weights_make_a_family_more_frequent() -> None:
+    def share(weights: dict[str, float] | None) -> float:
+        data = ShapesVqa(0, "train", 200, 4, family_weights=weights)
+        families = [question.family for index in range(100) for question in data[index].questions]
+        return families.count("count") / len(families)
+
+    assert share({"count": 7}) > 0.4 > 0.2 > share(None)  # 7 of 14, and 1 of 8
+
+
 def test_questions_keep_to_the_language(asked: list[tuple[Scene, Question]]) -> None:
     families = Counter(question.family for _, question in asked)
     assert set(families) == set(FAMILIES)

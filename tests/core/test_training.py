@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from madtp_core.data.shapes import ShapesVqa
+from madtp_core.data.shapes import ANSWERS, FAMILIES, ShapesVqa
 from madtp_core.errors import CheckpointError, ConfigError
 from madtp_core.tasks.vqa import BlipVqa
 from madtp_core.train import demo, loop
@@ -18,46 +18,47 @@ from madtp_core.train.demo import RECIPE, DemoRun, read_recipe
 from madtp_core.train.evaluate import evaluate_vqa
 from madtp_core.train.loop import LoopConfig, parameter_groups, train
 from madtp_core.train.shapes_data import (
+    ShapesBatches,
     ShapesVqaBatches,
     look_labels,
     named_centres,
     named_counts,
     patch_cells,
+    pixel_values,
     spoken_of,
 )
-from madtp_core.train.shapes_vqa import forward
+from madtp_core.train.shapes_vqa import ReadingLosses
 
 MINIATURE = {
     "name": "miniature",
     "seed": 0,
     "image": {"size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
     "model": {
-        "width": 32, "heads": 2, "text_heads": 4, "vision_blocks": 2, "text_blocks": 1,
+        "width": 32, "heads": 2, "text_heads": 4, "vision_blocks": 2, "text_blocks": 2,
         "patch_size": 8, "max_text_tokens": 40,
     },
     "alignment": {"num_tokens": 8, "dim": 32},
     "validation_scenes": 8,
-    "dense": [
-        {
-            "name": "first", "scenes": 4, "questions": 2,
-            "losses": {"patch_loss_weight": 1.0, "pointing_loss_weight": 0.3},
-            "curriculum": [[0, 3], [2, 12]],
-            "loop": {
-                "steps": 6, "stop_step": 3, "learning_rate": 1e-3, "checkpoint_every": 2, "loader_workers": 0,
-            },
+    "look": {
+        "scenes": 4,
+        "loop": {
+            "steps": 6, "stop_step": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "loader_workers": 0,
         },
-        {
-            "name": "dense", "scenes": 4, "questions": 2, "losses": {"reckoning_loss_weight": 0.5},
-            "loop": {
-                "steps": 4, "learning_rate": 1e-3, "warmup_steps": 1,
-                "checkpoint_every": 2, "loader_workers": 0,
-            },
+    },
+    "read": {
+        "scenes": 4, "questions": 2, "family_weights": {"count": 3}, "losses": {"pointing": 0.3},
+        "loop": {
+            "steps": 4, "learning_rate": 1e-3, "warmup_steps": 1, "hold_steps": 1,
+            "checkpoint_every": 2, "loader_workers": 0,
         },
-    ],
+    },
     "compress": {
-        "scenes": 4, "questions": 2, "flops_ratio": 0.6, "first_temperature": 0.5, "ramp_steps": 2,
+        "scenes": 4, "questions": 2, "flops_ratio": 0.6,
+        "modes": ["max_keep", "per_instance", "dense"],
+        "first_temperatures": {"max_keep": 0.5, "per_instance": 0.4}, "ramp_steps": 2,
         "alpha": 0.1, "gain": 1.0,
-        "loop": {"steps": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "loader_workers": 0},
+        "loop": {"steps": 6, "learning_rate": 1e-3, "checkpoint_every": 2, "loader_workers": 0,
+                 "log_every": 1},
     },
     "calibrate": {"scenes": 8, "batch_sizes": [1, 4], "factors": [0.5, 1.0]},
     "store": "fp16",
@@ -94,25 +95,55 @@ def test_the_recipe_runs_to_a_calibrated_checkpoint(finished):
     assert all(row.samples == 8 and row.accuracy is not None for row in loaded.calibration.rows)
 
 
-def test_the_loss_falls_and_the_target_is_steered(finished):
+@pytest.mark.parametrize("stage", ["look", "read"])
+def test_the_loss_falls(finished, stage):
     run, _ = finished
-    dense = losses(run.work / "dense")
-    assert dense[3] < dense[0]
-    assert sorted(losses(run.work / "first")) == [0, 2]
-    last = json.loads((run.work / "compress" / "log.jsonl").read_text().splitlines()[-2])
-    assert last["prune_temperature"] != 0.5 and 0 < last["flops_ratio"] <= 1.1
-    assert 0 < last["alignment_loss"] < 2
+    seen = losses(run.work / stage)
+    assert sorted(seen) == [0, 3]  # look stops early
+    assert seen[3] < seen[0]
 
 
-@pytest.mark.parametrize("stage", ["dense", "compress"])
+def test_reading_leaves_the_vision_tower_as_it_is(finished):
+    run, _ = finished
+    looked, read = (
+        BlipVqa.from_pretrained(run.work / stage / "model").network.blip for stage in ("look", "read")
+    )
+    after = read.vision_model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in looked.vision_model.state_dict().items())
+    assert not torch.equal(looked.text_encoder.embeddings.word_embeddings.weight,
+                           read.text_encoder.embeddings.word_embeddings.weight)  # fmt: skip
+
+
+def test_looking_is_measured_on_held_out_scenes(finished):
+    run, _ = finished
+    last = json.loads((run.work / "look" / "log.jsonl").read_text().splitlines()[-1])
+    assert 0 <= last["evaluation"]["accuracy/object_patches"] <= 1
+
+
+def test_compression_takes_its_modes_in_turn_and_steers_each(finished):
+    run, _ = finished
+    records = [json.loads(line) for line in (run.work / "compress" / "log.jsonl").read_text().splitlines()][
+        :6
+    ]
+    for step, mode in enumerate(["max_keep", "per_instance", "dense"] * 2):
+        assert {name.split("/")[1] for name in records[step] if "/" in name} == {mode}
+        assert 0 < records[step]["alignment_loss"] < 2
+    for mode, earlier, later in (("max_keep", 0, 3), ("per_instance", 1, 4)):
+        name = f"prune_temperature/{mode}"
+        assert records[earlier][name] != records[later][name]
+        assert 0 < records[later][f"flops_ratio/{mode}"] <= 1.1
+    assert records[2]["flops_ratio/dense"] > 1  # the alignment tokens are read, nothing is dropped
+
+
+@pytest.mark.parametrize("stage", ["look", "read", "compress"])
 def test_a_resumed_run_repeats_the_uninterrupted_one(finished, tmp_path, stage):
     """Stop after two steps, start anew, and compare every later loss bit for bit."""
     run, _ = finished
     whole = losses(run.work / stage)
 
     again = DemoRun(MINIATURE, tmp_path, tmp_path / "out")
-    done = {"dense": ["first"], "compress": ["first", "dense"]}[stage]
-    for earlier in done:
+    stages = ["look", "read", "compress"]
+    for earlier in stages[: stages.index(stage)]:
         (tmp_path / earlier).symlink_to(run.work / earlier)
     step = loop._step
 
@@ -132,7 +163,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(finished, tmp_path, stage):
 def test_a_changed_configuration_does_not_resume(finished):
     run, _ = finished
     changed = json.loads(json.dumps(MINIATURE))
-    changed["dense"][1]["loop"]["learning_rate"] = 0.5
+    changed["read"]["loop"]["learning_rate"] = 0.5
     with pytest.raises(CheckpointError, match="learning_rate"):
         DemoRun(changed, run.work, run.output).make()
 
@@ -149,23 +180,22 @@ def test_calibration_measures_what_prediction_spends(finished):
 def test_batches_are_a_function_of_the_step(finished):
     _, model = finished
     scenes = ShapesVqa(0, "train", 10**6, 2, 64)
-    data = ShapesVqaBatches(scenes, 3, model.codec)
-    first, again, other = data[5], ShapesVqaBatches(scenes, 3, model.codec)[5], data[6]
-    assert torch.equal(first.images, again.images) and torch.equal(first.question_ids, again.question_ids)
-    assert not torch.equal(first.images, other.images)
-    shifted = ShapesVqaBatches(scenes, 3, model.codec, first_step=5)[0]
-    assert torch.equal(first.images, shifted.images)
+
+    def batch(step, first_scene=0):
+        return ShapesVqaBatches(ShapesBatches(scenes, 3, first_scene), model.codec)[step]
+
+    first, again, other = batch(5), batch(5), batch(6)
+    assert torch.equal(first.scenes.images, again.scenes.images)
+    assert torch.equal(first.question_ids, again.question_ids)
+    assert not torch.equal(first.scenes.images, other.scenes.images)
+    assert torch.equal(first.scenes.images, batch(0, first_scene=15).scenes.images)
 
 
-def test_the_curriculum_limits_objects_until_its_step(finished):
+def test_answer_labels_index_the_answers(finished):
     _, model = finished
-    scenes = ShapesVqa(0, "train", 10**6, 2, 64)
-    data = ShapesVqaBatches(scenes, 16, model.codec, curriculum=[(0, 3), (10, 12)])
-
-    def most(step):
-        return max(scenes[data._scene_index(step, row)].scene.num_objects for row in range(16))
-
-    assert most(0) <= 3 and most(9) <= 3 < most(10)
+    data = ShapesBatches(ShapesVqa(0, "train", 10**6, 4, 64), 3)
+    said = [question.answer for example in data.examples(0) for question in example.questions]
+    assert [ANSWERS[i] for i in ShapesVqaBatches(data, model.codec)[0].answer_labels.tolist()] == said
 
 
 def test_look_labels_follow_the_scene():
@@ -178,6 +208,12 @@ def test_look_labels_follow_the_scene():
     assert set(looks[looks > 0].tolist()) == named
 
 
+def test_learning_rate_stays_at_its_peak_while_held():
+    config = LoopConfig(steps=100, learning_rate=1.0, warmup_steps=10, hold_steps=40)
+    assert [config.learning_rate_at(step) for step in (10, 30, 50)] == [1.0] * 3
+    assert config.learning_rate_at(75) == pytest.approx(0.5)
+
+
 def test_learning_rate_warms_up_and_ends_near_zero():
     config = LoopConfig(steps=100, learning_rate=1.0, warmup_steps=10)
     rates = [config.learning_rate_at(step) for step in range(100)]
@@ -186,7 +222,8 @@ def test_learning_rate_warms_up_and_ends_near_zero():
 
 
 @pytest.mark.parametrize(
-    "options", [{"steps": 0}, {"learning_rate": 0.0}, {"warmup_steps": 11}, {"dtype": "int3"}]
+    "options",
+    [{"steps": 0}, {"learning_rate": 0.0}, {"warmup_steps": 11}, {"hold_steps": 11}, {"dtype": "int3"}],
 )
 def test_a_loop_that_cannot_run_is_refused(options):
     with pytest.raises(ConfigError):
@@ -219,8 +256,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
 def test_the_committed_recipe_is_complete():
     recipe = read_recipe(RECIPE)
     assert set(recipe) == set(MINIATURE)
-    for stage in [*recipe["dense"], recipe["compress"]]:
-        LoopConfig(**stage["loop"])
+    for stage in ("look", "read", "compress"):
+        LoopConfig(**recipe[stage]["loop"])
+    ReadingLosses(**recipe["read"]["losses"])
+    assert set(recipe["read"]["family_weights"]) <= set(FAMILIES)
 
 
 def test_what_a_question_speaks_of_lies_on_its_objects():
@@ -241,9 +280,15 @@ def test_what_a_question_speaks_of_lies_on_its_objects():
 def test_pointing_and_tally_are_what_the_heads_miss(vqa_checkpoint):
     """Computed again from the weights, question by question: heads 0 and 1 point, heads 2 and 3 tally."""
     model = fresh_model(vqa_checkpoint)
-    batch = ShapesVqaBatches(ShapesVqa(0, "train", 1000, 2, 64), 2, model.codec)[0]
+    batch = ShapesVqaBatches(ShapesBatches(ShapesVqa(0, "train", 1000, 2, 64), 2), model.codec)[0]
     helper = Pointing(model.network)
-    out = forward(model.network, batch, model.image_geometry)
+    out = model.network(
+        pixel_values(batch.scenes.images, model.image_geometry),
+        batch.question_ids,
+        batch.question_mask,
+        batch.reader,
+        batch.answer_ids,
+    )
     pointing, tally = helper.losses(batch)
 
     image = out.vision.tokens.hidden.detach()
@@ -285,7 +330,7 @@ def fresh_model(checkpoint):
     blip = build_blip_vqa(config)
     scramble(blip, std=0.2)
     madtp = replace(checkpoint.config, alignment=None, pruning=None)
-    return BlipVqa(replace(checkpoint, blip=blip, alignment=None, config=madtp))
+    return BlipVqa(replace(checkpoint, model=blip, alignment=None, config=madtp))
 
 
 def attention_input(model, batch, image, index):

@@ -31,7 +31,7 @@ def test_dense_answers_are_hugging_faces(model, vqa_checkpoint, tmp_path):
     queries = [query(seed, QUESTIONS[0]) for seed in range(3)]
     ids, mask = model.codec.questions([q.question for q in queries])
     pixels = torch.from_numpy(np.stack([q.pixel_values for q in queries]))
-    expected = vqa_checkpoint.blip.generate(ids, pixels, mask, max_new_tokens=4)
+    expected = vqa_checkpoint.model.generate(ids, pixels, mask, max_new_tokens=4)
     answers = model.predict(queries, prune_temperature=0.0)
     decoded = [
         model.codec.text([t for t in row[1:] if t != model._decoder.end_id]) for row in expected.tolist()
@@ -45,14 +45,15 @@ def test_per_instance_answers_do_not_depend_on_the_batch(model, prune_temperatur
     together = model.predict(queries, prune_temperature=prune_temperature, keep_mode="per_instance")
     for own, answer in zip(queries, together, strict=True):
         alone = model.predict([own], prune_temperature=prune_temperature, keep_mode="per_instance")[0]
-        assert (alone.answer, alone.vision, alone.text) == (answer.answer, answer.vision, answer.text)
+        assert (alone.answer, alone.spent.traces) == (answer.answer, answer.spent.traces)
         assert alone.score == pytest.approx(answer.score, abs=1e-5)
-        assert alone.cost.flops == answer.cost.flops and alone.difficulty == answer.difficulty
+        assert alone.spent.cost.flops == answer.spent.cost.flops
+        assert alone.spent.difficulty == answer.spent.difficulty
 
 
 def test_max_keep_keeps_what_the_neediest_needs(model):
     answers = model.predict([query(seed) for seed in range(4)], prune_temperature=0.7)
-    first = [answer.vision for answer in answers]
+    first = [answer.spent.traces["vision"][0] for answer in answers]
     assert len({trace.kept for trace in first}) == 1
     assert first[0].kept[0] == max(trace.needed[0] for trace in first) < first[0].dense
 
@@ -70,22 +71,22 @@ def test_pruning_costs_less_and_padding_more(model):
     queries = [query(seed) for seed in range(3)]
     dense, pruned = (model.predict(queries, prune_temperature=t) for t in (0.0, 0.7))
     for answer in dense:
-        assert answer.cost.flops_ratio == 1 and answer.difficulty is None
-        assert answer.vision.token_density == answer.text.token_density == 1
-        assert answer.cost.padded_flops >= answer.cost.flops
+        assert answer.spent.cost.flops_ratio == 1 and answer.spent.difficulty is None
+        assert answer.spent.token_density == 1
+        assert answer.spent.cost.padded_flops >= answer.spent.cost.flops
     for answer in pruned:
-        assert answer.cost.needed_flops <= answer.cost.flops <= answer.cost.padded_flops
-        assert 0 < answer.difficulty < 1
-        assert answer.vision.token_density < 1
-    assert all(p.cost.flops_ratio < 1 for p in pruned)
+        assert answer.spent.cost.needed_flops <= answer.spent.cost.flops <= answer.spent.cost.padded_flops
+        assert 0 < answer.spent.difficulty < 1
+        assert answer.spent.traces["vision"][0].token_density < 1
+    assert all(p.spent.cost.flops_ratio < 1 for p in pruned)
 
 
 def test_each_query_may_have_its_own_temperature(model):
     queries = [query(0), query(1)]
     mixed = model.predict(queries, prune_temperature=[0.0, 0.7], keep_mode="per_instance")
-    assert mixed[0].vision.kept == (64, 64)
+    assert mixed[0].spent.traces["vision"][0].kept == (64, 64)
     alone = model.predict(queries[1:], prune_temperature=0.7, keep_mode="per_instance")[0]
-    assert mixed[1].vision == alone.vision
+    assert mixed[1].spent.traces["vision"][0] == alone.spent.traces["vision"][0]
 
 
 def test_an_empty_batch_has_no_answers(model):
@@ -127,7 +128,7 @@ def test_save_and_load_answer_alike(model, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     loaded = BlipVqa.from_pretrained(tmp_path / "saved")
     assert (
-        loaded.predict([query()], prune_temperature=0.7)[0].cost
-        == model.predict([query()], prune_temperature=0.7)[0].cost
+        loaded.predict([query()], prune_temperature=0.7)[0].spent.cost
+        == model.predict([query()], prune_temperature=0.7)[0].spent.cost
     )
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").bos_token == "[DEC]"

@@ -11,6 +11,7 @@ import numpy as np
 from madtp_core.errors import ConfigError
 from madtp_core.flops import BranchTrace, RequestCost
 from madtp_core.images import ImageGeometry
+from madtp_core.tasks.cost import Spent
 from madtp_core.tasks.vqa import VqaAnswer, VqaQuery
 
 GEOMETRY = ImageGeometry(height=16, width=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -97,10 +98,9 @@ class FakeModel:
             answer=answer,
             score=float("nan") if rest.startswith("finite") else score,
             ranked=ranked,
-            vision=VISION,
-            text=TEXT,
-            cost=COST,
-            difficulty=0.4 if self.pruning is not None else None,
+            spent=Spent(
+                {"vision": (VISION,), "text": (TEXT,)}, COST, 0.4 if self.pruning is not None else None
+            ),
             postprocess_s=0.0,
         )
 

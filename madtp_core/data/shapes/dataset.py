@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,8 @@ class VqaExample:
 class ShapesVqa:
     """A map-style data set of drawn scenes, a function of (seed, split, index) and nothing else.
 
-    Holds no pixels, so workers share it for free; `torch.utils.data.DataLoader` takes it as it is,
-    with a `collate_fn` of the task. Raises `ConfigError` for an unknown split or unfit sizes and
+    family_weights: how often each family of questions is asked, see `questions`. Holds no pixels, so workers
+    share it for free; `torch.utils.data.DataLoader` takes it as it is, with a `collate_fn` of the task. Raises `ConfigError` for an unknown split or unfit sizes and
     `IndexError` beyond its length.
     """
 
@@ -40,6 +41,7 @@ class ShapesVqa:
     questions_per_scene: int = 8
     image_size: int = DEFAULT_IMAGE_SIZE
     patch_size: int = DEFAULT_PATCH_SIZE
+    family_weights: Mapping[str, float] | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -51,7 +53,7 @@ class ShapesVqa:
         rng = random.Random(f"questions/{self.seed}/{self.split}/{index}")
         return VqaExample(
             image=draw(scene, self.image_size),
-            questions=questions(scene, rng, self.questions_per_scene),
+            questions=questions(scene, rng, self.questions_per_scene, self.family_weights),
             patch_labels=patch_labels(scene, self.patch_size, self.image_size),
             scene=scene,
         )

@@ -1,0 +1,29 @@
+"""`madtp`: data, training, calibration, evaluation and benchmarks from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from madtp_core.cli import bench, data, demo_weights, evaluate
+from madtp_core.errors import MadtpError
+
+_COMMANDS = (data, demo_weights, evaluate, bench)  # each has add_command(commands)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it succeeded, 2 for an error the user can repair."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(prog="madtp", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for command in _COMMANDS:
+        command.add_command(commands)
+    args = parser.parse_args(arguments)
+    try:
+        code: int = args.run(args)
+        return code
+    except MadtpError as error:
+        print(f"madtp: {error}", file=sys.stderr)
+        return 2
