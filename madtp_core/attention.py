@@ -16,37 +16,6 @@ from torch import Tensor
 from madtp_core.packed import attend_runs, runs_of
 from madtp_core.tokens import Tokens, pack_rows, unpack_rows
 
-RECEIVED = "received"
-CLASS_ROW = "class_row"
-HEAD_NORMS = "head_norms"
-KEYS = "keys"
-MEAN_MAP = "mean_map"
-ATTENTION_SIGNALS = frozenset({RECEIVED, CLASS_ROW, HEAD_NORMS, KEYS, MEAN_MAP})
-PROPORTIONAL = "proportional"  # no signal: a token counts as often as the tokens that it stands for
-GUIDANCE = "guidance"  # from the alignment tokens, not from here
-
-_FROM_PROBABILITIES = frozenset({RECEIVED, CLASS_ROW, MEAN_MAP})
-_PART_BYTES = 1 << 20  # of probabilities at once: a core's second-level cache
-
-
-@dataclass(frozen=True, eq=False)
-class Signals:
-    """What one block's self-attention tells a pruner; always float32 and padded. None: not asked for.
-
-    received: [B, N], sum over real queries behind the protected token of max over heads of P[h, query, i].
-    class_row: [B, H, N], the protected token's attention P[h, 0, i].
-    head_norms: [B, H, N], norm of each head's output at token i, before the output projection.
-    keys: [B, N, D], mean over heads of the keys; zero at padding.
-    mean_map: [B, N, N], mean over heads of P[h, query, i]; padding's rows and columns are zero.
-    """
-
-    received: Tensor | None = None
-    class_row: Tensor | None = None
-    head_norms: Tensor | None = None
-    keys: Tensor | None = None
-    mean_map: Tensor | None = None
-
-
 def attend(
     query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, needs: frozenset[str] = frozenset()
 ) -> tuple[Tensor, Signals]:
@@ -100,7 +69,7 @@ def _attend_rows(
     if not tokens.is_packed:
         query, key, value = (pack_rows(x, tokens.mask) for x in (query, key, value))
     sizes, runs = _sizes(tokens, needs), runs_of(lengths, lengths)
-    if sizes is None and not tokens.is_causal and not needs & _FROM_PROBABILITIES:
+    if sizes is None and not tokens.is_causal and not needs & FROM_PROBABILITIES:
         context, signals = attend_runs(query, key, value, runs), Signals()
     else:
         context, parts, row = torch.empty_like(query, memory_format=torch.contiguous_format), [], 0
@@ -157,15 +126,6 @@ def _causal_order(length: int, device: torch.device) -> Tensor:
     return order[None, None]
 
 
-def _weigh(logits: Tensor, over_keys: Tensor | None) -> Tensor:
-    """Hide keys where over_keys, broadcastable to the logits, is False; a float over_keys is added."""
-    if over_keys is None:
-        return logits
-    if over_keys.dtype == torch.bool:
-        return logits.masked_fill(~over_keys, float("-inf"))
-    return logits + over_keys
-
-
 def _mean_keys(key: Tensor, tokens: Tokens) -> Tensor:
     """key [B, N, H, D] or [T, H, D] -> float32 [B, N, D], zero at padding."""
     mean = tokens.to_padded(key.float().mean(-2))
@@ -183,7 +143,7 @@ def _unscored(query: Tensor, key: Tensor, value: Tensor, over_keys: Tensor | Non
             over_keys = over_keys.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=over_keys)
     with torch.autocast("cpu", enabled=False):
-        logits = _weigh((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2), over_keys)
+        logits = weigh((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2), over_keys)
         context: Tensor = logits.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
     return context
 
@@ -200,63 +160,9 @@ def _attend_padded(
 
     over_keys hides what mask [B, N] does; mask is there to leave padded queries out of the signals.
     """
-    if not needs & _FROM_PROBABILITIES:
+    if not needs & FROM_PROBABILITIES:
         return _unscored(query, key, value, over_keys), Signals()
     if torch.is_grad_enabled() or query.device.type != "cpu":
-        return _scored_at_once(query, key, value, mask, over_keys, needs)
+        return scored_at_once(query, key, value, mask, over_keys, needs)
     assert mask is None  # rows of different lengths come one by one
-    return _scored_in_parts(query, key, value, over_keys, needs)
-
-
-def _scored_at_once(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    over_keys: Tensor | None,
-    needs: frozenset[str],
-) -> tuple[Tensor, Signals]:
-    """The explicit softmax of Hugging Face's eager attention over one [B, H, N, N] map: it differentiates."""
-    logits = _weigh((query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5, over_keys)  # [B, H, N, N]
-    probs = logits.softmax(-1, dtype=torch.float32)
-    received, mean_map = None, None
-    if RECEIVED in needs:
-        strongest = probs[:, :, 1:].amax(1)  # [B, N - 1, N]
-        received = (strongest if mask is None else strongest * mask[:, 1:, None]).sum(1)
-    if MEAN_MAP in needs:
-        mean_map = probs.mean(1) if mask is None else probs.mean(1) * mask.unsqueeze(-1)
-    class_row = probs[:, :, 0] if CLASS_ROW in needs else None
-    return probs.to(value.dtype) @ value, Signals(received, class_row, mean_map=mean_map)
-
-
-def _scored_in_parts(
-    query: Tensor, key: Tensor, value: Tensor, over_keys: Tensor | None, needs: frozenset[str]
-) -> tuple[Tensor, Signals]:
-    """The same without gradients, as many heads, then rows, at once as keep their maps in a CPU's cache."""
-    batch, heads, length, width = query.shape
-    context = value.new_empty(batch, length, heads, width).transpose(1, 2)  # [B, H, N, D]
-    received = query.new_empty(batch, length, dtype=torch.float32)
-    class_row = query.new_empty(batch, heads, length, dtype=torch.float32)
-    mean_map = received.new_empty(batch, length, length) if MEAN_MAP in needs else None
-    heads_at_once = max(1, _PART_BYTES // (4 * length**2))
-    rows_at_once = max(1, heads_at_once // heads)
-    for rows in (slice(start, start + rows_at_once) for start in range(0, batch, rows_at_once)):
-        scaled = query[rows] * width**-0.5  # [R, H, N, D]
-        keys = key[rows].contiguous().transpose(-1, -2)  # [R, H, D, N]
-        bias = over_keys if over_keys is None or len(over_keys) == 1 else over_keys[rows]
-        strongest = received.new_zeros(len(scaled), length, length)  # [R, N, N]
-        total = torch.zeros_like(strongest)
-        for part in (slice(start, start + heads_at_once) for start in range(0, heads, heads_at_once)):
-            probs = _weigh(scaled[:, part] @ keys[:, part], bias).softmax(-1, dtype=torch.float32)
-            context[rows, part] = probs.to(value.dtype) @ value[rows, part]
-            class_row[rows, part] = probs[:, :, 0]
-            of_part = probs.amax(1) if probs.shape[1] > 1 else probs[:, 0]  # amax would copy a lone head
-            torch.maximum(strongest, of_part, out=strongest)
-            if mean_map is not None:
-                total += probs.sum(1)
-        received[rows] = strongest[:, 1:].sum(1)
-        if mean_map is not None:
-            mean_map[rows] = total / heads
-    return context, Signals(
-        received if RECEIVED in needs else None, class_row if CLASS_ROW in needs else None, mean_map=mean_map
-    )
+    return scored_in_parts(query, key, value, over_keys, needs)

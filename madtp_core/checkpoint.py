@@ -28,11 +28,15 @@ from madtp_core.config import AlignmentConfig, MadtpConfig
 from madtp_core.errors import CheckpointError
 from madtp_core.images import ImageGeometry, image_geometry_from_processor_config
 from madtp_core.pruning import TEXT, VISION
+from madtp_core.weights import read_weights_file, tensors_of
 
 MADTP_JSON, MAG_WEIGHTS, CALIBRATION = "madtp.json", "mag.safetensors", "calibration.json"
 CONFIG_JSON = "config.json"
-PROCESSOR_JSON = "preprocessor_config.json"
+PROCESSOR_JSON, _PROCESSOR_PARTS_JSON = "preprocessor_config.json", "processor_config.json"
+PICKLED_WEIGHTS = "pytorch_model.bin"
+_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _MAX_SHARD = "20GB"
+_CLIP_POSITIONS = 77  # where a configuration is too old to say
 _OLD_BUFFERS = ("embeddings.position_ids",)  # constants that older releases of BLIP stored
 
 
@@ -104,39 +108,48 @@ def load_checkpoint(name: str | Path, dtype: torch.dtype = torch.float32) -> Che
     """Read a directory, or a repository of the Hugging Face hub by its id.
 
     Raises CheckpointError when it is not there, when weights are missing, unexpected or of another shape (all
-    are named), or when MADTP's files contradict each other. Only safetensors are read, never a pickle.
+    are named), or when MADTP's files contradict each other. Safetensors are preferred; a repository that has
+    only `pytorch_model.bin`, as openai/clip-vit-large-patch14-336, is read without executing the pickle.
     """
     config = read_config(name)
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would write into log lines
     try:
-        loaded: Any = MODEL_CLASSES[config.task].from_pretrained(
-            str(name),
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are reported, and refused below
-        )
-        model, report = loaded
+        model, report = _load_model(name, MODEL_CLASSES[config.task], dtype)
         tokenizer = AutoTokenizer.from_pretrained(str(name))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"cannot load a model for {config.task!r} from {str(name)!r}: {error}"
         ) from error
     _check_complete(name, config.task, report)
-    processor = _find(name, PROCESSOR_JSON)
-    if processor is None:
-        raise CheckpointError(
-            f"{str(name)!r} has no {PROCESSOR_JSON}; its image size and normalisation are unknown"
-        )
     calibration = _find(name, CALIBRATION)
     return Checkpoint(
         model,
         tokenizer,
-        image_geometry_from_processor_config(json.loads(processor.read_text())),
+        image_geometry_from_processor_config(_read_processor_config(name)),
         config,
         _load_alignment(name, config, model.config, dtype),
         None if calibration is None else Calibration.load(calibration),
     )
+
+
+def _load_model(name: str | Path, model_class: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """Hugging Face's model and what it reports of missing, unexpected and misshapen weights."""
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # so that they are reported, for `_check_complete` to refuse
+    }
+    loaded: tuple[Any, dict[str, Any]]
+    if any(_find(name, file) for file in _SAFETENSORS):
+        loaded = model_class.from_pretrained(str(name), use_safetensors=True, **options)
+        return loaded
+    pickled = _find(name, PICKLED_WEIGHTS)
+    if pickled is None:
+        raise CheckpointError(f"{str(name)!r} has neither {_SAFETENSORS[0]} nor {PICKLED_WEIGHTS}")
+    weights = tensors_of(read_weights_file(pickled), str(name))
+    config = model_class.config_class.from_pretrained(str(name))
+    loaded = model_class.from_pretrained(None, config=config, state_dict=weights, **options)
+    return loaded
 
 
 def read_config(name: str | Path) -> MadtpConfig:
@@ -146,10 +159,14 @@ def read_config(name: str | Path) -> MadtpConfig:
     """
     path = _find(name, MADTP_JSON)
     if path is None:
-        architectures = _read_json(name, CONFIG_JSON).get("architectures") or ["none"]
+        theirs = _read_json(name, CONFIG_JSON)
+        architectures = theirs.get("architectures") or ["none"]
         tasks = {model.__name__: task for task, model in MODEL_CLASSES.items()}
         if architectures[0] not in tasks:
             raise CheckpointError(f"{str(name)!r} holds a {architectures[0]}; known: {', '.join(tasks)}")
+        if tasks[architectures[0]] == "clip":  # texts may be as long as its positions go
+            longest = theirs.get("text_config", {}).get("max_position_embeddings", _CLIP_POSITIONS)
+            return MadtpConfig(task="clip", max_text_tokens=longest)
         return MadtpConfig(task=tasks[architectures[0]])
     return MadtpConfig.from_dict(_read_json(name, MADTP_JSON))
 
@@ -163,6 +180,19 @@ def _read_json(name: str | Path, file: str) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{file} of {str(name)!r} is not JSON: {error}") from error
     return data
+
+
+def _read_processor_config(name: str | Path) -> dict[str, Any]:
+    """How images are preprocessed: a file of its own, or a part of what today's processors save."""
+    if _find(name, PROCESSOR_JSON) is not None:
+        return _read_json(name, PROCESSOR_JSON)
+    if _find(name, _PROCESSOR_PARTS_JSON) is not None:
+        part = _read_json(name, _PROCESSOR_PARTS_JSON).get("image_processor")
+        if isinstance(part, dict):
+            return part
+    raise CheckpointError(
+        f"{str(name)!r} has no {PROCESSOR_JSON}; its image size and normalisation are unknown"
+    )
 
 
 def _load_alignment(

@@ -7,11 +7,18 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from madtp_core.errors import CheckpointError, ConfigError, UnknownNameError
-from madtp_core.pruning import BRANCHES, PRUNERS, Pruner, build_pruner, check_keep_mode
+from madtp_core.pruning import (
+    BRANCHES,
+    PRUNERS,
+    Pruner,
+    PruningGeometry,
+    build_pruner,
+    check_keep_mode,
+)
 
 SCHEMA_VERSION = 1
 FIRST_TOKENS = ("enc", "cls")
-TASKS = ("vqa", "caption", "retrieval", "reasoning")
+TASKS = ("vqa", "caption", "retrieval", "reasoning", "clip")
 _Config = TypeVar("_Config")
 
 
@@ -48,6 +55,8 @@ class PruningConfig:
     def __post_init__(self) -> None:
         if self.method not in PRUNERS:
             raise UnknownNameError("pruner", self.method, PRUNERS)
+        if not self.branches:
+            raise ConfigError(f"pruning needs at least one branch of {', '.join(BRANCHES)}")
         for branch in self.branches:
             if branch not in BRANCHES:
                 raise UnknownNameError("branch", branch, BRANCHES)
@@ -55,9 +64,9 @@ class PruningConfig:
         if self.prune_temperature < 0:
             raise ConfigError(f"prune_temperature must be >= 0, got {self.prune_temperature}")
 
-    def build(self) -> Pruner:
-        """The pruner itself."""
-        return build_pruner(self.method, **self.options)
+    def build(self, geometry: PruningGeometry | None = None) -> Pruner:
+        """The pruner itself, fitted to a model's geometry; without one it can take no flops_ratio option."""
+        return build_pruner(self.method, geometry=geometry, **self.options)
 
 
 @dataclass(frozen=True)

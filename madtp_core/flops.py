@@ -48,7 +48,10 @@ class Scoring(Protocol):
     """What a pruning method itself spends."""
 
     def macs(self, branch: str, entering: int, kept: int, width: int) -> int:
-        """Multiply-adds of scoring and merging one block's tokens, class token left out; width is C."""
+        """Multiply-adds of scoring and merging one block's tokens, class token left out; width is C.
+
+        Sums of products count, as everywhere here; means, norms and maxima of what is there do not.
+        """
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ def pack_rows(padded: Tensor, mask: Tensor) -> Tensor:
 
     padded [B, N, ...], mask [B, N] bool -> [T, ...] with T = mask.sum(). Inverse of `unpack_rows`.
     """
-    return padded[mask]
+    return padded.flatten(0, 1).index_select(0, _places(mask))
 
 
 def unpack_rows(packed: Tensor, mask: Tensor) -> Tensor:
@@ -23,8 +23,26 @@ def unpack_rows(packed: Tensor, mask: Tensor) -> Tensor:
 
     packed [T, ...], mask [B, N] bool -> [B, N, ...]. Inverse of `pack_rows`.
     """
-    padded = packed.new_zeros(*mask.shape, *packed.shape[1:])  # [B, N, ...]
-    return padded.masked_scatter(mask.view(*mask.shape, *[1] * (packed.dim() - 1)), packed)
+    padded = packed.new_zeros(mask.numel(), *packed.shape[1:])  # [B * N, ...]
+    return padded.index_copy_(0, _places(mask), packed).view(*mask.shape, *packed.shape[1:])
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where True stands in the flattened mask: [T] int64."""
+    return mask.flatten().nonzero().squeeze(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """One token for the dropped ones of each row: hidden [B, C], size [B].
+
+    rows: [B] bool, the rows that get one. position: [B] int64, where it stands.
+    """
+
+    hidden: Tensor
+    size: Tensor
+    rows: Tensor
+    position: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +90,13 @@ class Tokens:
             return torch.full((self.batch_size,), self.width, device=self.position.device)
         return self.mask.sum(1)
 
+    def protected(self) -> Tensor:
+        """The hidden state of the protected token of every row: [B, C]."""
+        if not self.is_packed:
+            return self.hidden[:, 0]
+        lengths = self.lengths()
+        return self.hidden[lengths.cumsum(0) - lengths]
+
     def with_hidden(self, hidden: Tensor) -> Tokens:
         """The same tokens with other features, in the same layout."""
         return replace(self, hidden=hidden)
@@ -99,6 +124,14 @@ class Tokens:
         """Back to hidden [B, N, C]; padding is zero."""
         return replace(self, hidden=self.to_padded(self.hidden), is_packed=False)
 
+    def rows(self, index: Tensor) -> Tokens:
+        """The rows at index [B'], in the same layout."""
+        padded = self.unpack()
+        mask = None if self.mask is None else self.mask[index]
+        position, size = self.position[index], self.size[index]
+        chosen = replace(padded, hidden=padded.hidden[index], mask=mask, position=position, size=size)
+        return chosen.pack() if self.is_packed else chosen
+
     def split(self, rows: int) -> tuple[Tokens, Tokens]:
         """The first so many rows, and the others, in the same layout."""
         cut = int(self.lengths()[:rows].sum()) if self.is_packed else rows
@@ -110,48 +143,46 @@ class Tokens:
 
         return part(slice(cut), slice(rows)), part(slice(cut, None), slice(rows, None))
 
-    def select(self, index: Tensor, mask: Tensor | None) -> Tokens:
-        """Keep the tokens at index [B, M]; mask [B, M] tells which of them are real. Padded layout only."""
-        # By rows of the flattened batch: whole tokens are copied, ten times as fast as an expanded gather.
-        starts = torch.arange(self.batch_size, device=index.device).unsqueeze(1) * self.width
-        chosen = (index + starts).flatten()  # [B * M]
-        gathered = self.hidden.flatten(0, 1).index_select(0, chosen).view(*index.shape, -1)  # [B, M, C]
-        position, size = self.position.gather(1, index), self.size.gather(1, index)
-        return replace(self, hidden=gathered, mask=mask, position=position, size=size)
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """Each row's tokens, weighted and summed: weights [B, N], zero at padding -> [B, C]."""
+        weights = weights.to(self.hidden.dtype).unsqueeze(1)  # [B, 1, N]
+        if self.mask is None or not self.is_packed:
+            return (weights @ self.to_padded(self.hidden)).squeeze(1)
+        lengths = self.lengths().tolist()
+        rows = zip(weights.unbind(), torch.split(self.hidden, lengths), lengths, strict=True)
+        return torch.cat([weight[:, :length] @ row for weight, row, length in rows])
 
-    def append_merged(
-        self, hidden: Tensor, size: Tensor, rows: Tensor | None = None, position: Tensor | None = None
-    ) -> Tokens:
-        """Add one merged token behind the last real token of each row. Padded layout only.
+    def keep(self, stays: Tensor, merged: Merged | None = None) -> Tokens:
+        """The tokens where stays [B, N] bool is True, in order and layout, and the merged one behind them."""
+        position, size = self.position, self.size
+        if merged is not None:
+            stays = torch.cat([stays, merged.rows.unsqueeze(1)], 1)  # [B, N + 1]
+            position = torch.cat([position, merged.position.unsqueeze(1)], 1)
+            size = torch.cat([size, merged.size.unsqueeze(1)], 1)
+        places, lengths = _places(stays), stays.sum(1)
+        row, column = places // stays.shape[1], places % stays.shape[1]
+        features = self.hidden if self.is_packed else self.hidden.flatten(0, 1)
+        source = (self._starts()[row] + column).clamp(max=len(features) - 1)  # anything for the merged ones
+        hidden = features.index_select(0, source)
+        if merged is not None:
+            last = lengths.cumsum(0) - 1
+            hidden.index_copy_(0, last[merged.rows], merged.hidden[merged.rows])
+        kept = self._rearranged(hidden, position.flatten()[places], size.flatten()[places], lengths)
+        return kept if self.is_packed else kept.unpack()
 
-        hidden [B, C], size [B]; rows [B] bool names the rows that get one (None: all). position [B]: where it
-        stands, `MERGED` when left out.
-        """
-        if position is None:
-            position = torch.full_like(self.position[:, 0], MERGED)
-        if self.mask is None and rows is None:
-            return replace(
-                self,
-                hidden=torch.cat([self.hidden, hidden.unsqueeze(1)], 1),
-                position=torch.cat([self.position, position.unsqueeze(1)], 1),
-                size=torch.cat([self.size, size.unsqueeze(1)], 1),
-            )
-        lengths = self.lengths()
-        rows = torch.ones_like(lengths, dtype=torch.bool) if rows is None else rows
-        width = int((lengths + rows).max())
-        columns = torch.arange(width, device=lengths.device)
-        slot = (columns == lengths.unsqueeze(1)) & rows.unsqueeze(1)  # [B, N']
-        mask = columns < (lengths + rows).unsqueeze(1)
-        extra = max(width - self.width, 0)
+    def _rearranged(self, hidden: Tensor, position: Tensor, size: Tensor, lengths: Tensor) -> Tokens:
+        """Packed tokens of other lengths [B]: hidden [T, C], position [T], size [T]."""
+        counts = lengths.tolist()
+        if min(counts) == max(counts):
+            mask, position, size = None, position.view(len(counts), -1), size.view(len(counts), -1)
+        else:
+            mask = torch.arange(max(counts), device=lengths.device) < lengths.unsqueeze(1)
+            position, size = unpack_rows(position, mask), unpack_rows(size, mask)
+        return Tokens(hidden, mask, position, size, is_packed=True, is_causal=self.is_causal)
 
-        def widened(values: Tensor) -> Tensor:
-            pad = values.new_zeros(values.shape[0], extra, *values.shape[2:])
-            return torch.cat([values, pad], 1)[:, :width]
-
-        return replace(
-            self,
-            hidden=torch.where(slot.unsqueeze(-1), hidden.unsqueeze(1), widened(self.hidden)),
-            mask=None if bool(mask.all()) else mask,
-            position=torch.where(slot, position.unsqueeze(1), widened(self.position)),
-            size=torch.where(slot, size.unsqueeze(1), widened(self.size)),
-        )
+    def _starts(self) -> Tensor:
+        """Where each row starts in the layout, rows put one after another: [B] int64."""
+        if self.is_packed and self.mask is not None:
+            lengths = self.lengths()
+            return lengths.cumsum(0) - lengths
+        return torch.arange(0, self.position.numel(), self.width, device=self.position.device)

@@ -29,7 +29,7 @@ ONLY_IN = {
         "madtp_core/backbones/",
         "madtp_core/tasks/",
         "madtp_core/checkpoint.py",
-        "madtp_core/convert.py",
+        "madtp_core/convert/",
         "madtp_core/data/shapes/vocabulary.py",
     ),
     "tokenizers": ("madtp_core/data/shapes/vocabulary.py",),

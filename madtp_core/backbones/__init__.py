@@ -8,6 +8,7 @@ from transformers import (
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     BlipForQuestionAnswering,
+    CLIPModel,
 )
 
 from madtp_core.backbones.nlvr import BlipForReasoning
@@ -17,4 +18,5 @@ MODEL_CLASSES: dict[str, Any] = {
     "caption": BlipForConditionalGeneration,
     "retrieval": BlipForImageTextRetrieval,
     "reasoning": BlipForReasoning,
+    "clip": CLIPModel,
 }

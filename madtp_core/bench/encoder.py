@@ -1,9 +1,4 @@
-"""`madtp bench encoder`: a vision tower dense and pruned, in time, multiply-adds and memory, in one process.
-
-The weights are scrambled noise: they cost what trained ones cost, but no prune temperature makes them spend a
-wanted share. So the pruned variants keep a fixed schedule of counts, and every block still pays MADTP's whole
-scoring: token attention, attention signals, importance, threshold, ranking and merge.
-"""
+"""`madtp bench encoder`: a vision tower dense and pruned in one process: time, multiply-adds, memory."""
 
 from __future__ import annotations
 
@@ -19,37 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from madtp_core.alignment import Alignment
-from madtp_core.attention import Signals
-from madtp_core.backbones.blip import (
-    blip_config,
-    build_blip_vision,
-    embed_image,
-    scramble,
-    vision_blocks,
-    vision_geometry,
-)
-from madtp_core.bench.measure import cpu_model, interleaved_seconds, peak_growth_bytes
+from madtp_core.bench import mix
+from madtp_core.bench.measure import cpu_model, interleaved_seconds, peak_growth_mib
+from madtp_core.bench.mix import DENSE, Mix, MixRun, measure_mix
 from madtp_core.bench.schedule import flops_ratio, geometric_schedule, scheduled_trace
 from madtp_core.bench.table import render
-from madtp_core.encoder import Encoded, Pruning, encode
+from madtp_core.bench.tower import DTYPES, GEOMETRIES, VisionTower, assert_kept
 from madtp_core.errors import ConfigError
-from madtp_core.flops import AlignmentGeometry, vision_macs
-from madtp_core.pruning import MAX_KEEP, PruneStep
-from madtp_core.pruning.base import real_tokens
-from madtp_core.pruning.scores import threshold
-from madtp_core.pruning.static import StaticPruner
-from madtp_core.tokens import Tokens
+from madtp_core.flops import vision_macs
 
-BRANCH = "vision"
-HUGGING_FACE, DENSE = "hf_eager", "dense_sdpa"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-GEOMETRIES = {  # options of blip_config, and MAG's K; d_k is the width
-    "base": ({"width": 768, "heads": 12, "vision_blocks": 12, "image_size": 384, "patch_size": 16}, 100),
-    "tiny": ({"width": 32, "heads": 4, "vision_blocks": 4, "image_size": 64, "patch_size": 8}, 8),
-}
+HUGGING_FACE = "hf_eager"
+SECTIONS = ("ratios", "mix")
 NOTE = (
     "Scrambled weights cannot reach a wanted ratio by prune temperature: the pruned variants keep a fixed\n"
     "schedule of counts per block (geometric decay), with MADTP's whole scoring paid in every block."
@@ -65,7 +41,6 @@ COLUMNS = {
     "realised": "{:.3f}",
     "peak_memory_mib": "{:.0f}",
 }
-_MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -102,162 +77,110 @@ class Run:
     peak_memory_mib: float | None
 
 
-class ScoredStaticPruner(StaticPruner):
-    """The static schedule with MADTP's threshold computed beside it, as a block that uses it would pay."""
+def variants(tower: VisionTower, ratios: Sequence[float]) -> list[Variant]:
+    """Hugging Face's, our dense one, and one for every ratio."""
+    pruned = [
+        Variant(
+            f"pruned_{ratio:g}", ratio, geometric_schedule(tower.geometry, tower.alignment_geometry, ratio)
+        )
+        for ratio in dict.fromkeys(ratios)
+    ]
+    return [Variant(HUGGING_FACE), Variant(DENSE), *pruned]
 
-    def decide(self, tokens: Tokens, signals: Signals, step: PruneStep) -> tuple[Tensor, Tensor]:
-        importance, needed = super().decide(tokens, signals, step)
-        assert step.guidance is not None
-        threshold(importance, step.guidance, step.prune_temperature, real_tokens(tokens))
-        return importance, needed
 
+def measure_ratios(
+    tower: VisionTower, variants: Sequence[Variant], dtype: str, batch: int, repeats: int
+) -> list[Run]:
+    """Run every variant at one dtype and batch size, in turn."""
+    pixel_values = tower.images(batch, dtype)
+    steps: dict[str, Callable[[], object]] = {
+        HUGGING_FACE: partial(tower.hugging_face, pixel_values),
+        DENSE: partial(tower.dense, pixel_values),
+    }
+    for variant in variants:
+        if variant.kept is not None:
+            steps[variant.name] = partial(tower.pruned, pixel_values, [variant.kept])
+            trace = scheduled_trace(tower.geometry, variant.kept)
+            assert_kept(tower.pruned(pixel_values, [variant.kept]), [trace] * batch)
+    seconds = interleaved_seconds(steps, repeats, tower.device)
+    dense_s = statistics.median(seconds[DENSE])
 
-class VisionTower:
-    """A BLIP vision tower with scrambled weights and alignment tokens, and the forwards that are compared."""
-
-    def __init__(self, geometry: str, device: torch.device) -> None:
-        options, alignment_tokens = GEOMETRIES[geometry]
-        width, size = options["width"], options["image_size"]
-        config = blip_config(**options)
-        self.model: Any = build_blip_vision(config)
-        self.alignment = Alignment(alignment_tokens, width, {BRANCH: (width, options["vision_blocks"])})
-        self.geometry = vision_geometry(config.vision_config, size, size)
-        self.alignment_geometry = AlignmentGeometry(alignment_tokens, width)
-        for module in self.modules:
-            scramble(module)
-            module.to(device=device).eval()
-        self.device = device
-
-    @property
-    def modules(self) -> tuple[nn.Module, nn.Module]:
-        """What holds weights."""
-        return self.model, self.alignment
-
-    def cast(self, dtype: torch.dtype) -> None:
-        """Bring the weights to dtype."""
-        for module in self.modules:
-            module.to(dtype=dtype)
-
-    def images(self, batch: int, dtype: torch.dtype) -> Tensor:
-        """Noise [B, 3, height, width]."""
-        shape = (batch, 3, self.geometry.image_height, self.geometry.image_width)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        return noise.to(self.device, dtype)
-
-    def hugging_face(self, pixel_values: Tensor) -> Tensor:
-        """Hugging Face's own forward, whose attention is an explicit softmax."""
-        hidden: Tensor = self.model(pixel_values).last_hidden_state
-        return hidden
-
-    def ours(self, pixel_values: Tensor, kept: Sequence[int] | None) -> Encoded:
-        """Our forward with its final norm: dense over torch's fused attention, or pruned to a schedule."""
-        pruning = None
-        if kept is not None:
-            on = torch.ones(len(pixel_values), device=self.device)
-            pruning = Pruning(ScoredStaticPruner({BRANCH: kept}), on, MAX_KEEP)
-        tokens, blocks = embed_image(self.model, pixel_values), vision_blocks(self.model)
-        encoded = encode(tokens, blocks, BRANCH, pruning=pruning, alignment=self.alignment)
-        normed = encoded.tokens.with_hidden(self.model.post_layernorm(encoded.tokens.hidden))
-        return Encoded(normed, encoded.tokens_in, encoded.needed, encoded.kept, None)
-
-    def variants(self, ratios: Sequence[float]) -> list[Variant]:
-        """Hugging Face's, our dense one, and one for every ratio."""
-        pruned = [
-            Variant(
-                f"pruned_{ratio:g}", ratio, geometric_schedule(self.geometry, self.alignment_geometry, ratio)
+    runs = []
+    for variant in variants:
+        is_pruned = variant.kept is not None
+        trace = scheduled_trace(tower.geometry, variant.kept)
+        alignment = tower.alignment_geometry if is_pruned else None
+        ratio = flops_ratio(tower.geometry, trace, alignment)
+        speedup = dense_s / statistics.median(seconds[variant.name])
+        runs.append(
+            Run(
+                variant=variant.name,
+                dtype=dtype,
+                batch=batch,
+                target_ratio=variant.target_ratio,
+                kept=trace.kept if is_pruned else None,
+                flops_ratio=ratio,
+                gmacs=vision_macs(tower.geometry, trace, alignment) / 1e9,
+                median_ms=1e3 * statistics.median(seconds[variant.name]),
+                fastest_ms=1e3 * min(seconds[variant.name]),
+                speedup=speedup,
+                realised=speedup * ratio if is_pruned else None,
+                peak_memory_mib=peak_growth_mib(steps[variant.name], tower.device),
             )
-            for ratio in dict.fromkeys(ratios)
-        ]
-        return [Variant(HUGGING_FACE), Variant(DENSE), *pruned]
-
-    def measure(self, variants: Sequence[Variant], dtype: str, batch: int, repeats: int) -> list[Run]:
-        """Run every variant at one dtype and batch size, in turn."""
-        self.cast(DTYPES[dtype])
-        pixel_values = self.images(batch, DTYPES[dtype])
-        steps: dict[str, Callable[[], object]] = {
-            variant.name: partial(self.ours, pixel_values, variant.kept) for variant in variants
-        }
-        steps[HUGGING_FACE] = partial(self.hugging_face, pixel_values)
-        for variant in variants:
-            self._check(variant, pixel_values)
-        seconds = interleaved_seconds(steps, repeats, self.device)
-        dense_s = statistics.median(seconds[DENSE])
-
-        runs = []
-        for variant in variants:
-            is_pruned = variant.kept is not None
-            trace = scheduled_trace(self.geometry, variant.kept)
-            alignment = self.alignment_geometry if is_pruned else None
-            ratio = flops_ratio(self.geometry, trace, alignment)
-            speedup = dense_s / statistics.median(seconds[variant.name])
-            peak = peak_growth_bytes(steps[variant.name], self.device)
-            runs.append(
-                Run(
-                    variant=variant.name,
-                    dtype=dtype,
-                    batch=batch,
-                    target_ratio=variant.target_ratio,
-                    kept=trace.kept if is_pruned else None,
-                    flops_ratio=ratio,
-                    gmacs=vision_macs(self.geometry, trace, alignment) / 1e9,
-                    median_ms=1e3 * statistics.median(seconds[variant.name]),
-                    fastest_ms=1e3 * min(seconds[variant.name]),
-                    speedup=speedup,
-                    realised=speedup * ratio if is_pruned else None,
-                    peak_memory_mib=None if peak is None else peak / _MIB,
-                )
-            )
-        return runs
-
-    def _check(self, variant: Variant, pixel_values: Tensor) -> None:
-        """Assert that the forward keeps what the multiply-adds are counted for, and stays finite."""
-        encoded, trace = self.ours(pixel_values, variant.kept), scheduled_trace(self.geometry, variant.kept)
-        assert encoded.tokens_in[:, 0].tolist() == list(trace.tokens_in), variant
-        assert encoded.kept[:, 0].tolist() == list(trace.kept), variant
-        assert bool(encoded.tokens.hidden.isfinite().all()), variant
+        )
+    return runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `madtp bench encoder`."""
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes (default: 1 8)")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: all")
     parser.add_argument(
+        "--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all"
+    )
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: all")
+    parser.add_argument("--repeats", type=int, default=10, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: as torch chooses)")
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="base", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON, too")
+    ratios = parser.add_argument_group("ratios: every row pruned alike")
+    ratios.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes (default: 1 8)")
+    ratios.add_argument(
         "--ratios",
         type=float,
         nargs="+",
         default=[0.7, 0.5, 0.3],
         help="multiply-adds to spend, as shares of the dense forward's (default: 0.7 0.5 0.3)",
     )
-    parser.add_argument("--repeats", type=int, default=10, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: as torch chooses)")
-    parser.add_argument("--geometry", choices=GEOMETRIES, default="base", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON, too")
+    mixed = parser.add_argument_group("mix: a few rows need more than the others")
+    mixed.add_argument(
+        "--mix-batch", type=int, nargs="+", default=[8, 16], help="batch sizes (default: 8 16)"
+    )
+    mixed.add_argument(
+        "--hard-share", type=float, default=0.1, help="share of hard rows (default: %(default)s)"
+    )
+    for name, default in (("easy", 0.4), ("hard", 0.9)):
+        text = f"share of the dense multiply-adds that {'an' if name == 'easy' else 'a'} {name} row needs"
+        mixed.add_argument(
+            f"--{name}-ratio", type=float, default=default, help=f"{text} (default: %(default)s)"
+        )
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All runs that the arguments ask for and the machine they ran on, JSON-able; raises ConfigError."""
-    numbers = [
-        arguments.repeats,
-        *arguments.batch,
-        *([] if arguments.threads is None else [arguments.threads]),
-    ]
-    if min(numbers) < 1:
-        raise ConfigError(f"--batch, --repeats and --threads start at 1, got {min(numbers)}")
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"--device {device}: torch {torch.__version__} sees no CUDA device; use --device cpu"
-        )
+    device = _checked_device(arguments)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    mixture = Mix(arguments.hard_share, arguments.easy_ratio, arguments.hard_ratio)
     runs: list[Run] = []
+    mixed: list[MixRun] = []
     with torch.inference_mode():
         tower = VisionTower(arguments.geometry, device)
-        variants = tower.variants(arguments.ratios)
+        compared = variants(tower, arguments.ratios)
         for dtype in arguments.dtype:
-            for batch in arguments.batch:
-                runs += tower.measure(variants, dtype, batch, arguments.repeats)
+            for batch in arguments.batch if "ratios" in arguments.sections else ():
+                runs += measure_ratios(tower, compared, dtype, batch, arguments.repeats)
+            for batch in arguments.mix_batch if "mix" in arguments.sections else ():
+                mixed += measure_mix(tower, mixture, dtype, batch, arguments.repeats)
     return {
         "benchmark": "encoder",
         "note": NOTE.replace("\n", " "),
@@ -272,19 +195,47 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "alignment": asdict(tower.alignment_geometry),
         "repeats": arguments.repeats,
         "runs": [asdict(run) for run in runs],
+        "mix": {**asdict(mixture), "runs": [asdict(run) for run in mixed]},
     }
 
 
+def _checked_device(arguments: argparse.Namespace) -> torch.device:
+    """The device of arguments that can be run; raises ConfigError."""
+    sizes = [arguments.repeats, *arguments.batch, *arguments.mix_batch]
+    least = min(sizes if arguments.threads is None else [*sizes, arguments.threads])
+    if least < 1:
+        raise ConfigError(f"--batch, --mix-batch, --repeats and --threads start at 1, got {least}")
+    if not 0 <= arguments.hard_share <= 1 or arguments.easy_ratio > arguments.hard_ratio:
+        raise ConfigError(
+            "--hard-share is from 0 to 1 and --easy-ratio at most --hard-ratio, got "
+            f"{arguments.hard_share:g}, {arguments.easy_ratio:g} and {arguments.hard_ratio:g}"
+        )
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--device {device}: torch {torch.__version__} sees no CUDA device; use --device cpu"
+        )
+    return device
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, write the JSON to --out and a table to standard output; returns the exit status."""
+    """Measure, write the JSON to --out and the tables to standard output; returns the exit status."""
     result = measure(arguments)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    machine = result["machine"]
+    machine, mixture = result["machine"], result["mix"]
     place = f"{machine['device']} ({machine['cpu']}, {machine['threads']} threads, torch {machine['torch']})"
     sys.stdout.write(
         f"BLIP vision tower, {arguments.geometry} geometry, on {place};\n"
         f"median of {arguments.repeats} interleaved rounds.\n"
-        f"{NOTE}\n\n{render(COLUMNS, result['runs'])}\n"
+        f"{NOTE}\n"
     )
+    if result["runs"]:
+        sys.stdout.write(f"\n{render(COLUMNS, result['runs'])}\n")
+    if mixture["runs"]:
+        sys.stdout.write(
+            f"\nBatches with {mixture['hard_share']:.0%} hard rows, at least one. A hard row needs "
+            f"{mixture['hard_ratio']:g} of the dense multiply-adds,\nanother {mixture['easy_ratio']:g}.\n\n"
+            f"{render(mix.COLUMNS, mixture['runs'])}\n"
+        )
     return 0

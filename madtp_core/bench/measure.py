@@ -58,6 +58,12 @@ def peak_growth_bytes(step: Callable[[], object], device: torch.device) -> int |
         return None
 
 
+def peak_growth_mib(step: Callable[[], object], device: torch.device) -> float | None:
+    """`peak_growth_bytes` in MiB."""
+    grown = peak_growth_bytes(step, device)
+    return None if grown is None else grown / (1 << 20)
+
+
 def cpu_model() -> str:
     """The processor as it names itself."""
     with contextlib.suppress(OSError):

@@ -37,5 +37,5 @@ def geometric_schedule(
         return flops_ratio(geometry, scheduled_trace(geometry, counts(rate)), alignment)
 
     rate = nearest_rate(spent, target_ratio)
-    check_reached(spent, rate, target_ratio, TOLERANCE)
+    check_reached(spent, rate, target_ratio, geometry.patches)
     return counts(rate)

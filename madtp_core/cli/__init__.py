@@ -1,4 +1,4 @@
-"""`madtp`: data, training, calibration, evaluation and benchmarks from the command line."""
+"""`madtp`: data, training, conversion, evaluation and benchmarks from the command line."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from madtp_core.cli import bench, data, demo_weights, evaluate
+from madtp_core.cli import bench, convert, data, demo_weights, evaluate, flops, visualize
 from madtp_core.errors import MadtpError
 
-_COMMANDS = (data, demo_weights, evaluate, bench)  # each has add_command(commands)
+_COMMANDS = (data, demo_weights, convert, evaluate, bench, flops, visualize)  # each has add_command(commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from madtp_core.attention import Signals
 from madtp_core.errors import UnknownNameError
 from madtp_core.flops import AlignmentGeometry, Scoring
 from madtp_core.pruning.scores import EPS
-from madtp_core.tokens import MERGED, Tokens
+from madtp_core.tokens import MERGED, Merged, Tokens
 
 VISION, TEXT = "vision", "text"
 BRANCHES = (VISION, TEXT)
@@ -109,16 +109,19 @@ def keep_and_merge(
     choice = _choose(tokens, importance, needed, keep_mode, fewest_dropped=2)
     if not any(choice.drops):
         return choice.pruned(tokens)
-    padded, drop = tokens.unpack(), choice.dropped()
+    drop = choice.dropped()
     weights = F.pad(importance, (1, 0)).clamp_min(0).where(drop, 0.0)  # [B, 1 + N]
     if as_mean:
         weights = weights.where(weights.sum(1, keepdim=True) > 0, drop.float())
         weights = weights / (weights.sum(1, keepdim=True) + EPS)
-    merged = (weights[:, None, 1:].to(padded.hidden.dtype) @ padded.hidden[:, 1:]).squeeze(1)  # [B, C]
-    merged_size = (padded.size * drop).sum(1)
-    rows = None if all(choice.drops) else torch.tensor(choice.drops, device=drop.device)
-    position = padded.position.masked_fill(~drop, MERGED).amax(1) if padded.is_causal else None
-    return choice.pruned(choice.remaining(padded).append_merged(merged, merged_size, rows, position))
+    last = tokens.position.masked_fill(~drop, MERGED).amax(1)
+    merged = Merged(
+        hidden=tokens.weighted_sum(weights),
+        size=(tokens.size * drop).sum(1),
+        rows=drop.any(1),
+        position=last if tokens.is_causal else torch.full_like(last, MERGED),
+    )
+    return choice.pruned(tokens.keep(choice.keep, merged))
 
 
 def keep_and_drop(tokens: Tokens, importance: Tensor, needed: Tensor, keep_mode: str) -> Pruned:
@@ -129,7 +132,7 @@ def keep_and_drop(tokens: Tokens, importance: Tensor, needed: Tensor, keep_mode:
     choice = _choose(tokens, importance, needed, keep_mode, fewest_dropped=1)
     if not any(choice.drops):
         return choice.pruned(tokens)
-    return choice.pruned(choice.remaining(tokens.unpack()))
+    return choice.pruned(tokens.keep(choice.keep))
 
 
 def keep_and_absorb(
@@ -152,14 +155,15 @@ def keep_and_absorb(
     total = torch.zeros_like(weighted).scatter_add(1, places, weighted)
     mean = total / size.clamp_min(1).unsqueeze(-1)  # size 0: a place whose token has left
     absorbed = replace(padded, hidden=mean.to(padded.hidden.dtype), size=size)
-    return choice.pruned(choice.remaining(absorbed))
+    return choice.pruned(absorbed.keep(choice.keep))
 
 
 @dataclass(frozen=True, eq=False)
 class _Choice:
-    """Which tokens of a batch stay: keep [B, 1 + N] bool, False at padding; drops: whether each row drops any.
+    """Which tokens of a batch stay.
 
-    tokens: as they came. needed, kept: [B].
+    tokens: as they came. keep: [B, 1 + N] bool, False at padding. needed, kept: [B]. drops: whether each row
+    parts with any.
     """
 
     tokens: Tokens
@@ -171,14 +175,6 @@ class _Choice:
     def dropped(self) -> Tensor:
         """The real tokens that go: [B, 1 + N] bool."""
         return ~self.keep if self.tokens.mask is None else self.tokens.mask & ~self.keep
-
-    def remaining(self, padded: Tokens) -> Tokens:
-        """The kept tokens of the padded batch, in their order."""
-        lengths = self.kept + 1
-        width = int(lengths.max())
-        index = self.keep.argsort(dim=1, descending=True, stable=True)[:, :width]  # kept ones first
-        is_real = torch.arange(width, device=index.device) < lengths.unsqueeze(1)
-        return padded.select(index, None if bool(is_real.all()) else is_real)
 
     def pruned(self, remaining: Tokens) -> Pruned:
         """The result, in the layout in which the tokens came."""

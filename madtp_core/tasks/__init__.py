@@ -20,6 +20,7 @@ _MODELS = {
     "caption": ("madtp_core.tasks.caption", "BlipCaption"),
     "retrieval": ("madtp_core.tasks.retrieval", "BlipRetrieval"),
     "reasoning": ("madtp_core.tasks.reasoning", "BlipReasoning"),
+    "clip": ("madtp_core.tasks.clip", "ClipRetrieval"),
 }
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,7 +23,8 @@ from madtp_core.encoder import BatchPruning
 from madtp_core.errors import ConfigError
 from madtp_core.flops import TextGeometry, VisionGeometry
 from madtp_core.images import ImageGeometry
-from madtp_core.pruning import Pruner, check_keep_mode
+from madtp_core.pruning import TEXT, VISION, BranchGeometry, Pruner, PruningGeometry, check_keep_mode
+from madtp_core.tasks.cost import CostModel
 
 
 class PrunedModel(ABC):
@@ -35,6 +37,7 @@ class PrunedModel(ABC):
     task: ClassVar[str]
     architecture: ClassVar[str] = "blip"
     network: nn.Module
+    cost_model: CostModel
 
     def __init__(self, checkpoint: Checkpoint, *, name: str | None = None, device: str = "cpu") -> None:
         if checkpoint.config.task != self.task:
@@ -43,7 +46,6 @@ class PrunedModel(ABC):
         self.name = name or f"{self.architecture}-{self.task}"
         self.device = torch.device(device)
         self.network = self._build_network().to(self.device).eval()
-        self._pruner = None if self.pruning is None else self._build_pruner(self.pruning)
 
     @classmethod
     def from_pretrained(
@@ -63,7 +65,9 @@ class PrunedModel(ABC):
         if pruning is not None:
             config = replace(checkpoint.config, pruning=pruning)
             checkpoint = replace(checkpoint, config=config, calibration=None)
-        return cls(checkpoint, name=Path(path_or_hub_id).name, device=device)
+        model = cls(checkpoint, name=Path(path_or_hub_id).name, device=device)
+        _ = model._pruner  # a method that does not fit is refused here, not at the first request
+        return model
 
     def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write a checkpoint directory that `from_pretrained`, and for its own part Hugging Face, reads."""
@@ -152,11 +156,33 @@ class PrunedModel(ABC):
         model._pruner = None if self._pruner is None else wrap(self._pruner)
         return model
 
+    @cached_property
+    def _pruner(self) -> Pruner | None:
+        return None if self.pruning is None else self._build_pruner(self.pruning)
+
     def _build_pruner(self, pruning: PruningConfig) -> Pruner:
-        pruner = pruning.build()
+        pruner = pruning.build(self._pruning_geometry(pruning.branches))
         if GUIDANCE in pruner.needs and self.checkpoint.alignment is None:
             raise ConfigError(
                 f"{self.name} has no alignment tokens, which {pruning.method!r} needs: compress it with "
                 "MADTP training first, or choose a training-free method"
             )
         return pruner
+
+    def _pruning_geometry(self, branches: Sequence[str]) -> PruningGeometry:
+        """What static methods must know of the branches that they prune."""
+        costs, config = self.cost_model, self.checkpoint.model.config
+        image = costs.vision
+        grid = image.image_height // image.patch_size, image.image_width // image.patch_size
+        parts = {VISION: (config.vision_config, grid), TEXT: (config.text_config, None)}
+        geometries = {
+            branch: BranchGeometry(
+                partial(costs.branch_macs, branch),
+                part.num_hidden_layers,
+                part.hidden_size // part.num_attention_heads,
+                patches,
+            )
+            for branch, (part, patches) in parts.items()
+            if branch in branches
+        }
+        return PruningGeometry(geometries, costs.alignment)

@@ -14,6 +14,11 @@ from madtp_core.flops import (
     BranchTrace,
     RequestCost,
     Scoring,
+    TextGeometry,
+    VisionGeometry,
+    memory_macs,
+    text_encoder_macs,
+    vision_macs,
     widest,
 )
 from madtp_core.pruning import MAX_KEEP, TEXT, VISION
@@ -56,6 +61,9 @@ class Spent:
 class CostModel(ABC):
     """Counts what a model of one geometry spends on a request."""
 
+    vision: VisionGeometry
+    text: TextGeometry
+
     def __init__(self, alignment: Alignment | None) -> None:
         self.alignment: AlignmentGeometry | None = None
         if alignment is not None:
@@ -66,6 +74,17 @@ class CostModel(ABC):
     @abstractmethod
     def macs(self, traces: Traces, passes: Passes, scoring: Mapping[str, Scoring | None]) -> int:
         """Multiply-adds of one request; passes: of its decoder, if it has one; scoring: by branch."""
+
+    def branch_macs(self, branch: str, trace: BranchTrace, scoring: Scoring | None) -> int:
+        """Multiply-adds of one sequence of a branch, which static methods fit their schedules to.
+
+        A text reads a dense image, whose keys and values are not the text's own.
+        """
+        if branch == VISION:
+            return vision_macs(self.vision, trace, scoring)
+        image_tokens = self.vision.patches + 1
+        whole = text_encoder_macs(self.text, trace, image_tokens, scoring)
+        return whole - memory_macs(self.text, image_tokens)
 
     def scoring(self, pruning: BatchPruning | None) -> dict[str, Scoring | None]:
         """What the pruning method spends in each branch; nothing where a branch runs dense."""
@@ -91,12 +110,13 @@ class CostModel(ABC):
     ) -> list[Spent]:
         """What every request of one batch took; padded_passes: its passes with what the batch added."""
         groups = traces[0].keys() if traces else ()
-        longest = {group: widest([one for each in traces for one in each[group]]) for group in groups}
+        every = {group: [one for each in traces for one in each[group]] for group in groups}
+        longest = {group: widest(rows) for group, rows in every.items() if rows}
         is_padded = pruning is None or pruning.keep_mode == MAX_KEEP
         scoring = self.scoring(pruning)
         results = []
         for own, steps, run in zip(traces, passes, padded_passes, strict=True):
-            batch = {group: (longest[group],) * len(own[group]) for group in own} if is_padded else own
+            batch = {group: tuple(longest[group] for _ in own[group]) for group in own} if is_padded else own
             counts = (
                 self.macs(own, steps, scoring),
                 self.dense_macs(own, steps),

@@ -5,7 +5,7 @@ kept set and merged token are Python loops over numbers. No padding: a batch is 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 EPS = 1e-8
 MERGED = -1
+TERMS = ("self", "token", "cls")
 
 
 # --- Scores of one instance: probs [H, 1+N, 1+N], context [H, 1+N, D], guidance [N, K]; class token first.
@@ -50,10 +51,15 @@ def class_score(probs: Tensor, context: Tensor) -> list[float]:
     return scores
 
 
-def importance(probs: Tensor, context: Tensor, guidance: Tensor) -> list[float]:
-    """TIS: the mean of the three scores."""
-    scores = zip(self_score(probs), token_score(guidance), class_score(probs, context), strict=True)
-    return [sum(three) / 3 for three in scores]
+def importance(probs: Tensor, context: Tensor, guidance: Tensor, terms: Sequence[str] = TERMS) -> list[float]:
+    """TIS: the mean of those of the three scores that are on."""
+    every = {
+        "self": self_score(probs),
+        "token": token_score(guidance),
+        "cls": class_score(probs, context),
+    }
+    scores = zip(*(every[term] for term in terms), strict=True)
+    return [sum(parts) / len(parts) for parts in scores]
 
 
 def threshold(tis: list[float], guidance: Tensor, prune_temperature: float) -> float:
@@ -150,7 +156,12 @@ def joined(context: Tensor) -> Tensor:
 
 
 def run_vision(
-    tower: Any, alignment: Tensor, pixels: Tensor, prune_temperature: float, keep_mode: str
+    tower: Any,
+    alignment: Tensor,
+    pixels: Tensor,
+    prune_temperature: float,
+    keep_mode: str,
+    terms: Sequence[str] = TERMS,
 ) -> list[Instance]:
     """A pruned BLIP vision tower on pixels [B, 3, height, width], guided by alignment tokens [K, C]."""
     embeddings = tower.embeddings
@@ -170,7 +181,7 @@ def run_vision(
             guidance.append(x[1:] @ alignment.double().T)
             query, key, value = linear(norm(x, layer.layer_norm1), layer.self_attn.qkv).chunk(3, -1)
             probs, context = attention(query, key, value, heads)
-            scores.append(importance(probs, context, guidance[-1]))
+            scores.append(importance(probs, context, guidance[-1], terms))
             instance.hidden = x + linear(joined(context), layer.self_attn.projection)
         prune_batch_in_place(instances, scores, guidance, prune_temperature, keep_mode)
         for instance in instances:
@@ -182,15 +193,49 @@ def run_vision(
     return instances
 
 
+def read_nothing(cross: Any, x: Tensor, memory: None, heads: int) -> Tensor:
+    """A text alone."""
+    return x
+
+
+def read_image(cross: Any, x: Tensor, memory: Tensor, heads: int) -> Tensor:
+    """BLIP's cross-attention of x [N, C] to one image [M, C]."""
+    query = linear(x, cross.self.query)
+    _, context = attention(query, linear(memory, cross.self.key), linear(memory, cross.self.value), heads)
+    return norm(x + linear(joined(context), cross.output.dense), cross.output.LayerNorm)
+
+
+def read_two_images(cross: Any, x: Tensor, images: tuple[Tensor, Tensor], heads: int) -> Tensor:
+    """NLVR2's cross-attention of x [N, C] to two images [M, C] and [M', C], a twin each."""
+    output, gathered = cross.output, []
+    for image, twin, dense in zip(
+        images, (cross.self0, cross.self1), (output.dense0, output.dense1), strict=True
+    ):
+        _, context = attention(
+            linear(x, twin.query), linear(image, twin.key), linear(image, twin.value), heads
+        )
+        gathered.append(linear(joined(context), dense))
+    if output.merge_layer is None:
+        together = (gathered[0] + gathered[1]) / 2
+    else:
+        together = linear(torch.cat(gathered, -1), output.merge_layer)
+    return norm(x + together, output.LayerNorm)
+
+
 def run_text(
     tower: Any,
     alignment: Tensor,
     token_ids: Iterable[Tensor],
-    memories: list[Tensor],
+    memories: list[Any],
     prune_temperature: float,
     keep_mode: str,
+    read: Callable[[Any, Tensor, Any, int], Tensor] = read_image,
+    terms: Sequence[str] = TERMS,
 ) -> list[Instance]:
-    """A pruned BLIP text encoder on token_ids [L] of each row, row b reading memories[b] [M, C]."""
+    """A pruned BLIP text encoder on token_ids [L] of each row, row b reading memories[b] [M, C].
+
+    read: how a layer's cross-attention reads one of the memories.
+    """
     embeddings = tower.embeddings
     instances = []
     for ids in token_ids:
@@ -206,15 +251,11 @@ def run_text(
             guidance.append(x[1:] @ alignment.double().T)
             query, key, value = (linear(x, part) for part in (own.self.query, own.self.key, own.self.value))
             probs, context = attention(query, key, value, heads)
-            scores.append(importance(probs, context, guidance[-1]))
+            scores.append(importance(probs, context, guidance[-1], terms))
             instance.hidden = norm(x + linear(joined(context), own.output.dense), own.output.LayerNorm)
         prune_batch_in_place(instances, scores, guidance, prune_temperature, keep_mode)
         for instance, memory in zip(instances, memories, strict=True):
-            x = instance.hidden
-            query = linear(x, cross.self.query)
-            key, value = linear(memory, cross.self.key), linear(memory, cross.self.value)
-            _, context = attention(query, key, value, heads)
-            x = norm(x + linear(joined(context), cross.output.dense), cross.output.LayerNorm)
+            x = read(cross, instance.hidden, memory, heads)
             inner = F.gelu(linear(x, layer.intermediate.dense))
             instance.hidden = norm(x + linear(inner, layer.output.dense), layer.output.LayerNorm)
     return instances

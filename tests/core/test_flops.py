@@ -79,13 +79,14 @@ def trace_of(encoded: Encoded, row: int = 0) -> BranchTrace:
 def uncounted(trace: BranchTrace) -> int:
     """What fvcore counts of a scored branch beyond our formula.
 
-    It counts A for the class token too and the merge over all tokens, those of weight zero included, where we
-    count the tokens that need it; it does not count the threshold, which is no matrix product.
+    It counts A for the class token too and the merge over all tokens, the class token and others of weight
+    zero included, where we count the tokens that need it; it does not count the threshold, which is no matrix
+    product.
     """
     total = 0
     for entering, kept in zip(trace.tokens_in, trace.kept, strict=True):
         total += WIDTH * ALIGNMENT_TOKENS - entering * ALIGNMENT_TOKENS
-        total += kept * WIDTH if kept < entering else 0
+        total += (kept + 1) * WIDTH if kept < entering else 0
     return total
 
 

@@ -1,28 +1,24 @@
-"""The keep-and-merge step by hand, the registry, and the contract that every pruning method fulfils."""
+"""The three ways to part with tokens by hand, MADTP's decision, and the registry."""
 
-from collections.abc import Callable
-from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from madtp_core.attention import Signals
-from madtp_core.encoder import Encoded, Pruning
 from madtp_core.errors import ConfigError, UnknownNameError
 from madtp_core.pruning import (
     KEEP_MODES,
     MAX_KEEP,
     PER_INSTANCE,
-    PRUNERS,
-    TEXT,
     VISION,
     PruneStep,
     build_pruner,
     check_keep_mode,
     keep_and_merge,
 )
-from madtp_core.tasks.vqa_network import VqaNetwork
+from madtp_core.pruning.base import keep_and_absorb, keep_and_drop
 from madtp_core.tokens import MERGED, Tokens
 from tests.core import reference
 
@@ -160,6 +156,78 @@ def test_the_layout_stays(keep_mode: str) -> None:
     assert torch.equal(packed.position, padded.position)
 
 
+def test_a_fused_token_is_a_weighted_sum_where_no_mean_is_wanted() -> None:
+    tokens = sequence(4)
+    importance = torch.tensor([[0.4, 0.2, 0.3, 0.1]])
+    fused = keep_and_merge(tokens, importance, torch.tensor([1]), MAX_KEEP, as_mean=False).tokens
+    expected = 0.2 * tokens.hidden[0, 2] + 0.3 * tokens.hidden[0, 3] + 0.1 * tokens.hidden[0, 4]
+    torch.testing.assert_close(fused.hidden[0, 2], expected)
+
+
+# --- keep_and_drop
+
+
+def test_dropped_tokens_leave_nothing_behind() -> None:
+    tokens = sequence(5, 3)
+    importance = torch.tensor([[0.1, 0.4, 0.2, 0.3, 0.5], [0.3, 0.1, 0.2, 9.0, 9.0]])
+    pruned = keep_and_drop(tokens, importance, torch.tensor([2, 1]), PER_INSTANCE)
+    assert [row[:n] for row, n in zip(pruned.tokens.position.tolist(), (3, 2), strict=True)] == [
+        [0, 2, 5],
+        [0, 1],
+    ]
+    assert torch.equal(pruned.tokens.hidden[0], tokens.hidden[0, [0, 2, 5]])
+    assert pruned.tokens.lengths().tolist() == [3, 2]
+
+
+@pytest.mark.parametrize(("needed", "kept"), [(0, 8), (7, 7), (8, 8)])
+def test_a_row_may_drop_a_single_token_but_not_all(needed: int, kept: int) -> None:
+    tokens = sequence(8)
+    pruned = keep_and_drop(tokens, scored(tokens), torch.tensor([needed]), MAX_KEEP)
+    assert pruned.kept.tolist() == pruned.needed.tolist() == [kept]
+    assert pruned.tokens.width == 1 + kept
+
+
+# --- keep_and_absorb
+
+
+def test_a_token_that_goes_joins_its_destination_by_size() -> None:
+    tokens = sequence(4)
+    tokens = Tokens(tokens.hidden, None, tokens.position, torch.tensor([[1.0, 2, 1, 3, 1]]))
+    destination = torch.tensor([[0, 1, 1, 3, 3]])
+    pruned = keep_and_absorb(
+        tokens, torch.tensor([[0.9, 0.1, 0.9, 0.2]]), torch.tensor([2]), MAX_KEEP, destination
+    ).tokens
+    assert pruned.position.tolist() == [[0, 1, 3]]
+    assert pruned.size.tolist() == [[1, 3, 4]]
+    hidden = tokens.hidden[0]
+    torch.testing.assert_close(pruned.hidden[0, 1], (2 * hidden[1] + hidden[2]) / 3)
+    torch.testing.assert_close(pruned.hidden[0, 2], (3 * hidden[3] + hidden[4]) / 4)
+
+
+def test_a_token_that_stays_does_not_join_its_destination() -> None:
+    tokens = sequence(4)
+    destination = torch.tensor([[0, 1, 1, 1, 1]])
+    pruned = keep_and_absorb(
+        tokens, torch.tensor([[0.9, 0.1, 0.8, 0.7]]), torch.tensor([3]), MAX_KEEP, destination
+    ).tokens
+    assert (pruned.position.tolist(), pruned.size.tolist()) == ([[0, 1, 3, 4]], [[1, 2, 1, 1]])
+    assert torch.equal(pruned.hidden[0, 2:], tokens.hidden[0, 3:])
+
+
+@pytest.mark.parametrize("reduce", [keep_and_drop, keep_and_absorb])
+def test_every_way_keeps_the_layout_and_leaves_padding_alone(reduce: Any) -> None:
+    tokens = sequence(8, 5)
+    importance, needed = scored(tokens), torch.tensor([4, 2])
+    destination = [torch.tensor([[0, 1, 1, 1, 1, 1, 1, 1, 1]] * 2)] if reduce is keep_and_absorb else []
+    importance[:, 0] = 5.0
+    padded = reduce(tokens, importance, needed, PER_INSTANCE, *destination).tokens
+    packed = reduce(tokens.pack(), importance, needed, PER_INSTANCE, *destination).tokens
+    assert padded.lengths().tolist() == [5, 3] and int(padded.position[1].max()) <= 5
+    assert packed.is_packed and not padded.is_packed
+    torch.testing.assert_close(packed.hidden, padded.pack().hidden)
+    assert torch.equal(packed.position, padded.position)
+
+
 # --- MADTP's decision
 
 
@@ -187,17 +255,27 @@ def test_prune_temperature_zero_needs_every_token() -> None:
 
 
 def test_an_unknown_pruner_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match="madtp, none, static"):
-        build_pruner("random")
+    with pytest.raises(UnknownNameError, match="madtp, none, random, rollout"):
+        build_pruner("guessing")
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("madtp", {"kept": {}}),
+        ("madtp", {"terms": []}),
+        ("madtp", {"terms": ["self", "words"]}),
+        ("madtp", {"terms": "self"}),
         ("static", {}),
         ("static", {"kept": {}}),
         ("static", {"kept": {VISION: [4, 0, 2]}}),
+        ("static", {"kept": {VISION: [4]}, "keep_rate": {VISION: 0.5}}),
+        ("stp", {"flops_ratio": 0.5}),  # no geometry to resolve it
+        ("stp", {"keep_rate": {VISION: 0.0}}),
+        ("stp", {"keep_rate": {VISION: [0.5, 1.5]}}),
+        ("random", {"keep_rate": {VISION: 0.5}, "seeds": 1}),
+        ("rollout", {"keep_rate": {VISION: 0.5}, "group": 0}),
+        ("spatial", {"keep_rate": {VISION: 0.5}}),  # no geometry, so no grid
     ],
 )
 def test_options_a_pruner_does_not_take_are_refused(name: str, options: dict[str, object]) -> None:
@@ -209,201 +287,3 @@ def test_an_unknown_keep_mode_is_refused() -> None:
     assert check_keep_mode(MAX_KEEP) == MAX_KEEP
     with pytest.raises(UnknownNameError, match="max_keep, per_instance"):
         check_keep_mode("mean_keep")
-
-
-# --- The contract, for every pruner, branch and keep mode
-
-OPTIONS: dict[str, dict[str, object]] = {
-    "none": {},
-    "madtp": {},
-    "static": {"kept": {VISION: (18, 12, 7), TEXT: (9, 5, 3)}},
-}
-PRUNE_TEMPERATURE = 4.0
-
-Encode = Callable[..., Encoded]
-
-
-def test_every_pruner_is_under_contract() -> None:
-    assert OPTIONS.keys() == PRUNERS.keys()
-
-
-@pytest.fixture(params=sorted(OPTIONS))
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=[VISION, TEXT])
-def branch(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=KEEP_MODES)
-def keep_mode(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def lengths(branch: str, pixel_values: Tensor, ragged_questions: tuple[Tensor, Tensor]) -> list[int]:
-    """Tokens of each row, class token included."""
-    return [26] * len(pixel_values) if branch == VISION else ragged_questions[1].sum(1).tolist()
-
-
-@pytest.fixture
-def encode_branch(
-    network: VqaNetwork,
-    pixel_values: Tensor,
-    ragged_questions: tuple[Tensor, Tensor],
-    name: str,
-    branch: str,
-) -> Encode:
-    """Encode the three rows, or one row without its padding, of either branch with the pruner under test."""
-
-    def run(
-        keep_mode: str,
-        prune_temperature: float | list[float] = PRUNE_TEMPERATURE,
-        row: int | None = None,
-        padding_id: int = 0,
-    ) -> Encoded:
-        rows = slice(None) if row is None else slice(row, row + 1)
-        images, token_ids, mask = pixel_values[rows], *(x[rows] for x in ragged_questions)
-        token_ids = token_ids.masked_fill(~mask, padding_id)
-        temperatures = torch.as_tensor(prune_temperature).expand(len(images))
-        pruning = Pruning(build_pruner(name, **OPTIONS[name]), temperatures, keep_mode)
-        if branch == VISION:
-            return network.encode_image(images, pruning)
-        if row is not None:
-            token_ids, mask = token_ids[:, mask[0]], mask[:, mask[0]]
-        return network.encode_question(token_ids, mask, network.encode_image(images), None, pruning)
-
-    return run
-
-
-def real_rows(encoded: Encoded) -> list[tuple[Tensor, list[int], list[float]]]:
-    """Hidden, position and size of each row, without padding."""
-    tokens = encoded.tokens.unpack()
-    return [
-        (tokens.hidden[row, :n], tokens.position[row, :n].tolist(), tokens.size[row, :n].tolist())
-        for row, n in enumerate(tokens.lengths().tolist())
-    ]
-
-
-@torch.no_grad()
-def test_the_class_token_stands_first_and_order_is_kept(
-    encode_branch: Encode, keep_mode: str, lengths: list[int]
-) -> None:
-    for (_, position, _), length in zip(real_rows(encode_branch(keep_mode)), lengths, strict=True):
-        originals = [p for p in position if p != MERGED]
-        assert originals[0] == 0
-        assert all(a < b for a, b in pairwise(originals))
-        assert position == originals + [MERGED] * (len(position) - len(originals))
-        assert originals[-1] < length  # padding is never kept
-
-
-@torch.no_grad()
-def test_sizes_sum_to_the_tokens_that_came_in(
-    encode_branch: Encode, keep_mode: str, lengths: list[int]
-) -> None:
-    for (_, position, size), length in zip(real_rows(encode_branch(keep_mode)), lengths, strict=True):
-        assert sum(size) == length
-        assert all(s == 1 for s, p in zip(size, position, strict=True) if p != MERGED)
-
-
-@torch.no_grad()
-def test_the_counts_tell_what_happened(
-    encode_branch: Encode, keep_mode: str, lengths: list[int], name: str
-) -> None:
-    encoded = encode_branch(keep_mode)
-    entering = torch.tensor(lengths) - 1
-    for tokens_in, needed, kept in zip(encoded.tokens_in, encoded.needed, encoded.kept, strict=True):
-        assert torch.equal(tokens_in, entering)
-        assert (needed <= kept).all() and (kept <= tokens_in).all()
-        pruned = kept < tokens_in
-        if keep_mode == PER_INSTANCE:
-            assert torch.equal(needed, kept)
-        elif pruned.any():
-            assert (kept[pruned] == needed[pruned].max()).all()
-        assert (tokens_in - kept != 1).all()  # dropping one would gain nothing
-        entering = kept + pruned
-    assert torch.equal(encoded.tokens.lengths() - 1, entering)
-    assert bool((encoded.kept < encoded.tokens_in).any()) == (name != "none")
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("branch", [TEXT])
-def test_what_lies_in_the_padding_does_not_matter(encode_branch: Encode, keep_mode: str) -> None:
-    before, after = encode_branch(keep_mode), encode_branch(keep_mode, padding_id=7)
-    assert torch.equal(before.needed, after.needed) and torch.equal(before.kept, after.kept)
-    for (hidden, position, _), (other, other_position, _) in zip(
-        real_rows(before), real_rows(after), strict=True
-    ):
-        assert position == other_position
-        torch.testing.assert_close(hidden, other, atol=1e-6, rtol=0)
-
-
-@torch.no_grad()
-def test_prune_temperature_zero_is_the_dense_model(
-    encode_branch: Encode,
-    keep_mode: str,
-    branch: str,
-    network: VqaNetwork,
-    pixel_values: Tensor,
-    ragged_questions: tuple[Tensor, Tensor],
-) -> None:
-    encoded = encode_branch(keep_mode, 0.0)
-    dense = network.encode_image(pixel_values)
-    if branch == TEXT:
-        dense = network.encode_question(*ragged_questions, dense)
-    assert torch.equal(encoded.kept, dense.tokens_in) and torch.equal(encoded.needed, dense.tokens_in)
-    for (hidden, position, _), (other, _, _) in zip(real_rows(encoded), real_rows(dense), strict=True):
-        assert position == list(range(len(other)))
-        torch.testing.assert_close(hidden, other, atol=5e-6, rtol=0)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("prune_temperature", [[4.0, 4.0, 4.0], [16.0, 0.0, 4.0]], ids=["same", "mixed"])
-def test_per_instance_a_row_of_a_batch_equals_the_row_alone(
-    encode_branch: Encode, prune_temperature: list[float]
-) -> None:
-    together = encode_branch(PER_INSTANCE, prune_temperature)
-    for row, (hidden, position, size) in enumerate(real_rows(together)):
-        alone = encode_branch(PER_INSTANCE, prune_temperature[row], row)
-        ((alone_hidden, alone_position, alone_size),) = real_rows(alone)
-        assert (position, size) == (alone_position, alone_size)
-        assert torch.equal(together.kept[:, row], alone.kept[:, 0])
-        torch.testing.assert_close(hidden, alone_hidden, atol=1e-5, rtol=0)
-
-
-def test_gradients_are_finite(
-    encode_branch: Encode, keep_mode: str, branch: str, name: str, network: VqaNetwork
-) -> None:
-    assert network.alignment is not None
-    tower = network.blip.vision_model if branch == VISION else network.blip.text_encoder
-    parameters = [*tower.parameters(), network.alignment.tokens]
-    loss = torch.stack([hidden.square().mean() for hidden, _, _ in real_rows(encode_branch(keep_mode))]).sum()
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
-    assert (gradients[-1] is not None) == (name != "none")  # merge weights reach the alignment tokens
-
-
-@torch.no_grad()
-def test_a_static_schedule_keeps_what_it_says(network: VqaNetwork, pixel_values: Tensor) -> None:
-    pruner = build_pruner("static", kept={VISION: (18, 12, 7)})
-    encoded = network.encode_image(pixel_values, Pruning(pruner, torch.ones(3), MAX_KEEP))
-    assert encoded.kept.tolist() == [[18] * 3, [12] * 3, [7] * 3]
-    assert encoded.tokens_in.tolist() == [[25] * 3, [19] * 3, [13] * 3]
-
-
-@torch.no_grad()
-def test_a_static_schedule_shorter_than_the_branch_is_refused(
-    network: VqaNetwork, pixel_values: Tensor
-) -> None:
-    pruner = build_pruner("static", kept={VISION: (18, 12)})
-    with pytest.raises(ConfigError, match="2 counts"):
-        network.encode_image(pixel_values, Pruning(pruner, torch.ones(3), MAX_KEEP))
-
-
-@torch.no_grad()
-def test_a_branch_without_a_schedule_keeps_all(network: VqaNetwork, pixel_values: Tensor) -> None:
-    pruner = build_pruner("static", kept={TEXT: (5, 4, 3)})
-    encoded = network.encode_image(pixel_values, Pruning(pruner, torch.ones(3), MAX_KEEP))
-    assert torch.equal(encoded.kept, encoded.tokens_in)

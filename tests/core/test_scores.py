@@ -77,6 +77,21 @@ def test_importance_is_the_mean_of_the_three_scores(scene: Scene) -> None:
         assert scores[row].tolist() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("terms", [("self",), ("token",), ("cls",), ("self", "token"), ("token", "cls")])
+def test_importance_is_the_mean_of_the_terms_that_are_on(scene: Scene, terms: tuple[str, ...]) -> None:
+    scores = token_importance(
+        scene.received if "self" in terms else None,
+        scene.guidance if "token" in terms else None,
+        scene.class_row if "cls" in terms else None,
+        scene.head_norms if "cls" in terms else None,
+        None,
+        terms,
+    )
+    for row in range(BATCH):
+        expected = reference.importance(scene.probs[row], scene.context[row], scene.guidance[row], terms)
+        assert scores[row].tolist() == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("prune_temperature", [0.05, 0.7, 3.0, 40.0])
 def test_threshold_equals_the_loop(scene: Scene, prune_temperature: float) -> None:
     importance = scene.importance()

@@ -1,10 +1,12 @@
 """Tokens: two layouts that are inverse to each other; choosing and appending keep all columns in step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from madtp_core.tokens import MERGED, Tokens, pack_rows, unpack_rows
+from madtp_core.tokens import MERGED, Merged, Tokens, pack_rows, unpack_rows
 
 LENGTHS = (4, 1, 3)
 
@@ -71,55 +73,97 @@ def test_values_go_to_the_layout_and_back(ragged: Tokens, is_ragged: bool) -> No
     assert torch.equal(tokens.pack().to_layout(tokens.pack().to_padded(flat)), flat)
 
 
-def test_selecting_moves_features_positions_and_sizes_together(ragged: Tokens) -> None:
-    tokens = Tokens(ragged.hidden, None, ragged.position, torch.arange(12.0).view(3, 4))
-    chosen = tokens.select(torch.tensor([[0, 3], [0, 1], [2, 1]]), None)
-    assert chosen.position.tolist() == [[0, 3], [0, 1], [2, 1]]
-    assert chosen.size.tolist() == [[0, 3], [4, 5], [10, 9]]
-    assert torch.equal(chosen.hidden[2], ragged.hidden[2, [2, 1]])
-    assert chosen.mask is None
+@pytest.fixture(params=["padded", "packed"])
+def tokens(request: pytest.FixtureRequest, ragged: Tokens) -> Tokens:
+    """Rows of 4, 1 and 3 tokens; every token has a size of its own."""
+    sized = replace(ragged, size=torch.arange(12.0).view(3, 4))
+    return sized.pack() if request.param == "packed" else sized
 
 
-def test_a_merged_token_closes_every_row_of_a_full_batch() -> None:
-    tokens = Tokens.from_hidden(torch.randn(2, 3, 5))
-    merged, size = torch.randn(2, 5), torch.tensor([7.0, 8.0])
-    longer = tokens.append_merged(merged, size)
-    assert torch.equal(longer.hidden, torch.cat([tokens.hidden, merged.unsqueeze(1)], 1))
-    assert longer.position.tolist() == [[0, 1, 2, MERGED]] * 2
-    assert longer.size.tolist() == [[1, 1, 1, 7], [1, 1, 1, 8]]
-    assert longer.mask is None
+STAYS = torch.tensor([[1, 0, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]]).bool()
 
 
-def test_a_merged_token_stands_directly_behind_the_last_real_one(ragged: Tokens) -> None:
-    merged, size = torch.randn(3, 5), torch.tensor([7.0, 8.0, 9.0])
-    longer = ragged.append_merged(merged, size)
-    assert longer.lengths().tolist() == [5, 2, 4]
-    for row, length in enumerate(LENGTHS):
-        assert torch.equal(longer.hidden[row, :length], ragged.hidden[row, :length])
-        assert torch.equal(longer.hidden[row, length], merged[row])
-        assert longer.position[row, : length + 1].tolist() == [*range(length), MERGED]
-        assert longer.size[row, length] == size[row]
+def merged(rows: tuple[bool, ...], position: int = MERGED) -> Merged:
+    count = len(rows)
+    return Merged(
+        torch.randn(count, 5), 100.0 + torch.arange(count), torch.tensor(rows), torch.full((count,), position)
+    )
 
 
-def test_only_the_named_rows_get_a_merged_token(ragged: Tokens) -> None:
-    merged = torch.randn(3, 5)
-    longer = ragged.append_merged(merged, torch.ones(3), torch.tensor([False, True, True]))
-    assert longer.width == 4
-    assert longer.lengths().tolist() == [4, 2, 4]
-    assert torch.equal(longer.hidden[0], ragged.hidden[0])
-    assert torch.equal(longer.hidden[2, 3], merged[2])
-    assert (longer.position == MERGED).sum(1).tolist() == [0, 1, 1]
+def rows_of(tokens: Tokens) -> list[tuple[list[list[float]], list[int], list[float]]]:
+    """Features, positions and sizes of the real tokens, row by row."""
+    padded = tokens.unpack()
+    each = zip(padded.hidden, padded.position, padded.size, padded.lengths().tolist(), strict=True)
+    return [(h[:n].tolist(), p[:n].tolist(), s[:n].tolist()) for h, p, s, n in each]
 
 
-def test_rows_that_become_equally_long_need_no_mask() -> None:
-    tokens = Tokens.from_hidden(torch.randn(2, 3, 5), torch.tensor([[1, 1, 1], [1, 1, 0]]))
-    assert tokens.append_merged(torch.randn(2, 5), torch.ones(2), torch.tensor([False, True])).mask is None
+def test_keeping_moves_features_positions_and_sizes_together(ragged: Tokens, tokens: Tokens) -> None:
+    kept = tokens.keep(STAYS)
+    assert kept.is_packed == tokens.is_packed
+    assert rows_of(kept) == [
+        (ragged.hidden[0, [0, 2, 3]].tolist(), [0, 2, 3], [0, 2, 3]),
+        (ragged.hidden[1, :1].tolist(), [0], [4]),
+        (ragged.hidden[2, :2].tolist(), [0, 1], [8, 9]),
+    ]
 
 
-def test_both_ways_of_appending_agree_on_a_full_batch() -> None:
-    tokens = Tokens.from_hidden(torch.randn(2, 3, 5))
-    merged, size = torch.randn(2, 5), torch.rand(2)
-    short, long = (tokens.append_merged(merged, size, rows) for rows in (None, torch.ones(2).bool()))
-    assert torch.equal(short.hidden, long.hidden)
-    assert torch.equal(short.position, long.position) and torch.equal(short.size, long.size)
-    assert short.mask is None and long.mask is None
+def test_a_merged_token_stands_directly_behind_the_kept_ones(ragged: Tokens, tokens: Tokens) -> None:
+    new = merged((True, False, True))
+    kept = tokens.keep(STAYS, new)
+    assert rows_of(kept) == [
+        ([*ragged.hidden[0, [0, 2, 3]].tolist(), new.hidden[0].tolist()], [0, 2, 3, MERGED], [0, 2, 3, 100]),
+        (ragged.hidden[1, :1].tolist(), [0], [4]),
+        ([*ragged.hidden[2, :2].tolist(), new.hidden[2].tolist()], [0, 1, MERGED], [8, 9, 102]),
+    ]
+
+
+def test_a_merged_token_takes_the_position_that_it_is_given(tokens: Tokens) -> None:
+    kept = tokens.keep(STAYS, merged((True,) * 3, position=7))
+    assert [positions[-1] for _, positions, _ in rows_of(kept)] == [7, 7, 7]
+
+
+@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "padded"])
+def test_a_full_batch_that_keeps_equally_many_stays_full(is_packed: bool) -> None:
+    full = Tokens.from_hidden(torch.randn(2, 4, 5))
+    stays = torch.tensor([[1, 0, 1, 0], [1, 1, 0, 0]]).bool()
+    new = merged((True, True))
+    kept = (full.pack() if is_packed else full).keep(stays, new)
+    assert kept.mask is None and kept.is_packed == is_packed
+    expected = torch.cat([full.hidden[stays].view(2, 2, 5), new.hidden.unsqueeze(1)], 1)
+    assert torch.equal(kept.unpack().hidden, expected)
+    assert kept.position.tolist() == [[0, 2, MERGED], [0, 1, MERGED]]
+
+
+def test_rows_that_become_equally_long_need_no_mask(tokens: Tokens) -> None:
+    stays = torch.tensor([[1, 0, 0, 1], [1, 0, 0, 0], [1, 0, 1, 0]]).bool()
+    kept = tokens.keep(stays, merged((False, True, False)))
+    assert kept.mask is None and kept.width == 2
+
+
+def test_what_is_kept_leaves_padding_zero(ragged: Tokens) -> None:
+    kept = ragged.keep(STAYS, merged((True, False, True)))
+    assert kept.mask is not None
+    assert (kept.hidden[~kept.mask] == 0).all() and (kept.size[~kept.mask] == 0).all()
+
+
+def test_keeping_keeps_the_order_of_a_causal_row_causal(tokens: Tokens) -> None:
+    assert replace(tokens, is_causal=True).keep(STAYS).is_causal
+    assert not tokens.keep(STAYS).is_causal
+
+
+def test_gradients_flow_to_kept_and_merged_tokens_alone(tokens: Tokens) -> None:
+    hidden = tokens.hidden.clone().requires_grad_()
+    new = merged((True, False, True))
+    new.hidden.requires_grad_()
+    tokens.with_hidden(hidden).keep(STAYS, new).hidden.sum().backward()
+    assert hidden.grad is not None and new.hidden.grad is not None
+    assert torch.equal(tokens.to_padded(hidden.grad), STAYS.unsqueeze(-1).expand(3, 4, 5).float())
+    assert new.hidden.grad[:, 0].tolist() == [1, 0, 1]
+
+
+def test_a_weighted_sum_runs_over_each_row(ragged: Tokens, tokens: Tokens, mask: Tensor) -> None:
+    weights = torch.rand(3, 4) * mask
+    expected = torch.stack(
+        [sum(weights[row, i] * ragged.hidden[row, i] for i in range(4)) for row in range(3)]  # type: ignore[misc]
+    )
+    torch.testing.assert_close(tokens.weighted_sum(weights), expected, atol=1e-6, rtol=0)
