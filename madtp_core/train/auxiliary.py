@@ -12,9 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from madtp_core.attention import Signals
 from madtp_core.data.shapes import NUM_PATCH_LABELS
 from madtp_core.data.shapes.scene import MAX_OBJECTS
+from madtp_core.pruning import VISION, PruneStep
+from madtp_core.pruning.madtp import MadtpPruner
 from madtp_core.tasks.vqa_network import VqaNetwork
+from madtp_core.tokens import Tokens
 from madtp_core.train.shapes_data import NUM_LOOK_LABELS, SceneBatch, VqaBatch
 
 _ALIKE = 0.1  # of the image: nearer centres stand neither left nor right of each other
@@ -109,6 +113,35 @@ class Reckoning(nn.Module):
         comparison_loss = total / (outcomes != _IGNORED).sum().clamp_min(1)
         loss: Tensor = count_loss + 10 * place_error + comparison_loss
         return loss
+
+
+class WatchedMadtp(MadtpPruner):
+    """MADTP that remembers a forward's importance of image tokens, for a loss on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: list[tuple[Tensor, Tensor]] = []  # position and importance [B, N] of each vision block
+
+    def decide(self, tokens: Tokens, signals: Signals, step: PruneStep) -> tuple[Tensor, Tensor]:
+        importance, needed = super().decide(tokens, signals, step)
+        if step.branch == VISION:
+            self._seen.append((tokens.position[:, 1:], importance))
+        return importance, needed
+
+    def importance_loss(self, is_object: Tensor) -> Tensor:
+        """-log(share of the importance that lies on objects' patches), in the mean of blocks and rows.
+
+        is_object [B, patches] bool. Forgets the forward. Merged tokens count as background.
+        """
+        losses = []
+        for position, importance in self._seen:
+            patch = position - 1  # the class token is position 0
+            on_object = is_object.gather(1, patch.clamp_min(0)) & (patch >= 0)
+            weight = importance.clamp_min(0)
+            share = (weight * on_object).sum(1) / weight.sum(1).clamp_min(1e-6)
+            losses.append(-share.clamp_min(1e-6).log().mean())
+        self._seen.clear()
+        return torch.stack(losses).mean()
 
 
 def patches_loss(logits: Tensor, batch: SceneBatch) -> Tensor:

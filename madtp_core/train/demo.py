@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,22 @@ class DemoRun:
         """Train the vision tower, the reading of it, compress, calibrate and save; each stage resumes."""
         seed_everything(self.recipe["seed"])
         model, first_scene = self.fresh_model(), 0
-        for stage, task_of in (("look", self._look), ("read", self._read), ("compress", self._compress)):
-            part = self.recipe[stage]
+        for stage, part, task_of in self._stages():
             loop = LoopConfig(seed=self.recipe["seed"], **part["loop"])
             seed_everything(loop.seed)
             train(task_of(model, part, first_scene), loop, self.work / stage)
             model = BlipVqa.from_pretrained(self.work / stage / "model")
             first_scene += loop.last_step * part["scenes"]
         return self._calibrate(model)
+
+    def _stages(self) -> list[tuple[str, Mapping[str, Any], Callable[..., TrainTask]]]:
+        """Name, part of the recipe and task of every stage; compression has one or more."""
+        compress = self.recipe["compress"]
+        return [
+            ("look", self.recipe["look"], self._look),
+            ("read", self.recipe["read"], self._read),
+            *((f"compress-{i}", part, self._compress) for i, part in enumerate(compress, start=1)),
+        ]
 
     def fresh_model(self) -> BlipVqa:
         """The untrained BLIP of the recipe with its tokenizer."""
@@ -127,7 +135,8 @@ class DemoRun:
         )
         checkpoint = replace(
             dense.checkpoint,
-            alignment=build_alignment(alignment_config, dense.checkpoint.model.config),
+            alignment=dense.checkpoint.alignment
+            or build_alignment(alignment_config, dense.checkpoint.model.config),
             config=replace(dense.checkpoint.config, alignment=alignment_config, pruning=pruning),
         )
         model = BlipVqa(checkpoint)
@@ -141,6 +150,7 @@ class DemoRun:
             part["first_temperatures"],
             part["ramp_steps"],
             part["alpha"],
+            part["importance"],
         )
 
     def _calibrate(self, model: BlipVqa) -> BlipVqa:

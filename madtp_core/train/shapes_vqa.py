@@ -17,12 +17,12 @@ from madtp_core.data.shapes import ANSWERS
 from madtp_core.encoder import BatchPruning
 from madtp_core.flops import greedy_passes
 from madtp_core.images import ImageGeometry
-from madtp_core.pruning import MAX_KEEP, TEXT, VISION, build_pruner
+from madtp_core.pruning import MAX_KEEP, TEXT, VISION
 from madtp_core.pruning.temperature import SearchState, TemperatureSearch
 from madtp_core.tasks.cost import Traces, branch_traces
 from madtp_core.tasks.vqa_cost import VqaCostModel
 from madtp_core.tasks.vqa_network import VqaForward, VqaNetwork
-from madtp_core.train.auxiliary import Pointing, Reckoning
+from madtp_core.train.auxiliary import Pointing, Reckoning, WatchedMadtp
 from madtp_core.train.hooks import Hooks
 from madtp_core.train.shapes_data import ShapesVqaBatches, VqaBatch, pixel_values
 
@@ -125,7 +125,8 @@ class CompressShapesVqa:
     request sees; and `dense`, at T = 0, so that one checkpoint serves all of them. Each keep mode has its own
     temperature. The measured flops_ratio is of the served request (one image, one question, a one-token
     answer), in the mean of a batch. The target falls linearly from 1 to search.target over the first
-    ramp_steps.
+    ramp_steps. importance: weight of an auxiliary loss that makes the patches of objects important; a vision
+    tower trained on patches alone has no class token that looks for them.
     """
 
     def __init__(
@@ -139,12 +140,14 @@ class CompressShapesVqa:
         first_temperatures: Mapping[str, float],
         ramp_steps: int,
         alpha: float = 0.1,
+        importance: float = 0.0,
     ) -> None:
         self.network, self.data, self.geometry, self.hooks = network, data, geometry, hooks
-        self.search, self.modes, self.ramp_steps, self.alpha = search, tuple(modes), ramp_steps, alpha
+        self.search, self.modes, self.ramp_steps = search, tuple(modes), ramp_steps
+        self.alpha, self.importance = alpha, importance
         self.search_states = {mode: SearchState(first) for mode, first in first_temperatures.items()}
         self.modules: nn.Module = nn.ModuleDict({"network": network})
-        self.pruner = build_pruner("madtp")
+        self.pruner = WatchedMadtp()
         self.cost_model = VqaCostModel(network, geometry.height, geometry.width)
         self._step = 0
 
@@ -170,10 +173,12 @@ class CompressShapesVqa:
             align=True,
         )
         assert out.alignment_loss is not None
-        loss = out.answer_loss + self.alpha * out.alignment_loss
+        importance_loss = self.pruner.importance_loss(batch.scenes.patch_labels > 0)
+        loss = out.answer_loss + self.alpha * out.alignment_loss + self.importance * importance_loss
         return loss, {
             f"answer_loss/{mode}": out.answer_loss.item(),
             "alignment_loss": out.alignment_loss.item(),
+            "importance_loss": importance_loss.item(),
             f"prune_temperature/{mode}": prune_temperature,
             f"flops_ratio/{mode}": self._flops_ratio(out, batch, pruning),
         }

@@ -1,6 +1,7 @@
 """The loop, the demo's tasks and calibration, end to end on a miniature."""
 
 import json
+import math
 from dataclasses import replace
 from functools import cache
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from madtp_core.data.shapes import ANSWERS, FAMILIES, ShapesVqa
+from madtp_core.encoder import Pruning
 from madtp_core.errors import CheckpointError, ConfigError
+from madtp_core.pruning.madtp import MadtpPruner
 from madtp_core.tasks.vqa import BlipVqa
 from madtp_core.train import demo, loop
-from madtp_core.train.auxiliary import Pointing, balanced_loss, centres
+from madtp_core.train.auxiliary import Pointing, WatchedMadtp, balanced_loss, centres
 from madtp_core.train.calibrate import calibrate
 from madtp_core.train.demo import RECIPE, DemoRun, read_recipe
 from madtp_core.train.evaluate import evaluate_vqa
@@ -52,14 +55,19 @@ MINIATURE = {
             "checkpoint_every": 2, "loader_workers": 0,
         },
     },
-    "compress": {
+    "compress": [{
         "scenes": 4, "questions": 2, "flops_ratio": 0.6,
         "modes": ["max_keep", "per_instance", "dense"],
         "first_temperatures": {"max_keep": 0.5, "per_instance": 0.4}, "ramp_steps": 2,
-        "alpha": 0.1, "gain": 1.0,
+        "alpha": 0.1, "importance": 0.1, "gain": 1.0,
         "loop": {"steps": 6, "learning_rate": 1e-3, "checkpoint_every": 2, "loader_workers": 0,
                  "log_every": 1},
-    },
+    }, {
+        "scenes": 4, "questions": 2, "flops_ratio": 0.6, "modes": ["max_keep"],
+        "first_temperatures": {"max_keep": 0.5}, "ramp_steps": 0,
+        "alpha": 0.1, "importance": 0.1, "gain": 1.0,
+        "loop": {"steps": 1, "learning_rate": 1e-5, "loader_workers": 0},
+    }],
     "calibrate": {"scenes": 8, "batch_sizes": [1, 4], "factors": [0.5, 1.0]},
     "store": "fp16",
 }  # fmt: skip
@@ -95,6 +103,14 @@ def test_the_recipe_runs_to_a_calibrated_checkpoint(finished):
     assert all(row.samples == 8 and row.accuracy is not None for row in loaded.calibration.rows)
 
 
+def test_a_second_compression_goes_on_with_the_first_ones_alignment(finished):
+    run, _ = finished
+    first, second = (
+        BlipVqa.from_pretrained(run.work / f"compress-{part}" / "model").network.alignment for part in (1, 2)
+    )
+    assert torch.allclose(first.tokens, second.tokens, atol=1e-3)
+
+
 @pytest.mark.parametrize("stage", ["look", "read"])
 def test_the_loss_falls(finished, stage):
     run, _ = finished
@@ -122,7 +138,7 @@ def test_looking_is_measured_on_held_out_scenes(finished):
 
 def test_compression_takes_its_modes_in_turn_and_steers_each(finished):
     run, _ = finished
-    records = [json.loads(line) for line in (run.work / "compress" / "log.jsonl").read_text().splitlines()][
+    records = [json.loads(line) for line in (run.work / "compress-1" / "log.jsonl").read_text().splitlines()][
         :6
     ]
     for step, mode in enumerate(["max_keep", "per_instance", "dense"] * 2):
@@ -135,14 +151,14 @@ def test_compression_takes_its_modes_in_turn_and_steers_each(finished):
     assert records[2]["flops_ratio/dense"] > 1  # the alignment tokens are read, nothing is dropped
 
 
-@pytest.mark.parametrize("stage", ["look", "read", "compress"])
+@pytest.mark.parametrize("stage", ["look", "read", "compress-1"])
 def test_a_resumed_run_repeats_the_uninterrupted_one(finished, tmp_path, stage):
     """Stop after two steps, start anew, and compare every later loss bit for bit."""
     run, _ = finished
     whole = losses(run.work / stage)
 
     again = DemoRun(MINIATURE, tmp_path, tmp_path / "out")
-    stages = ["look", "read", "compress"]
+    stages = ["look", "read", "compress-1"]
     for earlier in stages[: stages.index(stage)]:
         (tmp_path / earlier).symlink_to(run.work / earlier)
     step = loop._step
@@ -256,8 +272,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
 def test_the_committed_recipe_is_complete():
     recipe = read_recipe(RECIPE)
     assert set(recipe) == set(MINIATURE)
-    for stage in ("look", "read", "compress"):
-        LoopConfig(**recipe[stage]["loop"])
+    for part in (recipe["look"], recipe["read"], *recipe["compress"]):
+        LoopConfig(**part["loop"])
     ReadingLosses(**recipe["read"]["losses"])
     assert set(recipe["read"]["family_weights"]) <= set(FAMILIES)
 
@@ -348,6 +364,35 @@ def attention_input(model, batch, image, index):
     )
     handle.remove()
     return seen[0]
+
+
+def test_importance_loss_is_the_share_that_objects_miss(vqa_checkpoint):
+    """Computed again from what every block's pruner saw."""
+    model = BlipVqa(vqa_checkpoint)
+    data = ShapesBatches(ShapesVqa(0, "train", 1000, 0, 64), 3)[0]
+    pixels, is_object = pixel_values(data.images, model.image_geometry), data.patch_labels > 0
+    seen = []
+
+    class Recorder(MadtpPruner):
+        def decide(self, tokens, signals, step):
+            decided = super().decide(tokens, signals, step)
+            seen.append((tokens.position, decided[0]))
+            return decided
+
+    watched = WatchedMadtp()
+    for pruner in (watched, Recorder()):
+        model.network.encode_image(pixels, Pruning(pruner, torch.full((3,), 0.7), "max_keep"))
+    losses = []
+    for position, importance in seen:
+        for row in range(3):
+            on_object = sum(
+                max(weight.item(), 0.0)
+                for place, weight in zip(position[row, 1:].tolist(), importance[row], strict=True)
+                if place > 0 and is_object[row, place - 1]
+            )
+            losses.append(-math.log(on_object / importance[row].clamp_min(0).sum().item()))
+    assert any((position == -1).any() for position, _ in seen)
+    assert watched.importance_loss(is_object).item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
 def test_balanced_loss_weighs_rare_objects_like_frequent_background():

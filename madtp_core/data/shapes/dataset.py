@@ -31,8 +31,8 @@ class ShapesVqa:
     """A map-style data set of drawn scenes, a function of (seed, split, index) and nothing else.
 
     family_weights: how often each family of questions is asked, see `questions`. Holds no pixels, so workers
-    share it for free; `torch.utils.data.DataLoader` takes it as it is, with a `collate_fn` of the task. Raises `ConfigError` for an unknown split or unfit sizes and
-    `IndexError` beyond its length.
+    share it for free; `torch.utils.data.DataLoader` takes it as it is, with a `collate_fn` of the task.
+    Raises `ConfigError` for an unknown split or unfit sizes and `IndexError` beyond its length.
     """
 
     seed: int
