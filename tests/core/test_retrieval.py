@@ -196,11 +196,11 @@ def test_matched_candidates_are_ranked_by_both_scores_and_stand_first(model):
 
 
 def test_a_rank_follows_the_sum_of_logit_and_similarity():
-    compared = Compared((2, 0, 1), (0.9, 0.5, 0.1), ((0, 2), (0, 0), (0, 1)), matched=2)
-    ranked = compared.ranked(torch.tensor([[0.0, -1.0], [0.0, 0.0]]))
-    assert [candidate.index for candidate in ranked] == [0, 2, 1]  # 0.5 + 0, then 0.9 - 1, then unmatched
-    assert ranked[0] == Candidate(0, 0.5, 0.0, 0.5)
-    assert ranked[2] == Candidate(1, 0.1)
+    compared = Compared((2, 0, 1, 3), (0.9, 0.5, 0.1, 0.05), ((0, 2), (0, 0), (0, 1), (0, 3)), matched=3)
+    ranked = compared.ranked(torch.tensor([[0.0, 0.0], [0.0, 0.3], [0.0, 1.0]]))
+    assert [candidate.index for candidate in ranked] == [1, 2, 0, 3]  # sums of 1.1, 0.9 and 0.8; unmatched
+    assert ranked[1] == Candidate(2, 0.9, 0.0, 0.5)
+    assert ranked[3] == Candidate(3, 0.05)
 
 
 def test_each_image_and_each_text_is_encoded_once_and_unread_images_are_not_projected(model):
@@ -377,6 +377,26 @@ def test_a_request_pays_for_what_it_encodes_and_for_the_images_its_texts_read(wi
         (answer,) = wide.predict([of_image(0, TEXTS[:1] * 3, rerank=rerank)], prune_temperature=0.0)
         expected = image + 3 * text + 3 * 24 + matched * match + bool(matched) * memory
         assert answer.spent.cost.flops == 2 * expected
+
+
+def test_a_text_pays_for_the_kept_tokens_of_the_images_it_reads(wide):
+    options = {"prune_temperature": PRUNE_TEMPERATURE, "keep_mode": PER_INSTANCE}
+    (answer,) = wide.predict([of_text(TEXTS[1], 0, 1, 2, rerank=2)], **options)
+    traces = answer.spent.traces
+    by_similarity = sorted(answer.ranked, key=lambda candidate: -candidate.itc)
+    for trace, candidate in zip(traces[VISION], by_similarity, strict=True):
+        (alone,) = wide.embed_images(images(candidate.index), **options)
+        assert alone.spent.traces[VISION] == (trace,)
+    tokens = [trace.leaving()[-1] + 1 for trace in traces[VISION]]
+    assert len(set(tokens)) == 3  # so that it matters which two are read
+
+    cost = wide.cost_model
+    scoring = cost.alignment
+    macs = sum(vision_macs(cost.vision, trace, scoring) + linear_macs(48, 24) for trace in traces[VISION])
+    macs += text_encoder_macs(cost.text, *traces[TEXT], None, scoring) + linear_macs(32, 24) + 3 * 24
+    for match, memory in zip(traces[MATCH], tokens[:2], strict=True):
+        macs += text_encoder_macs(cost.text, match, memory, scoring) + linear_macs(32, 2)
+    assert answer.spent.cost.flops == 2 * macs
 
 
 @pytest.mark.parametrize("keep_mode", KEEP_MODES)
