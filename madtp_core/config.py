@@ -15,6 +15,7 @@ from madtp_core.pruning import (
     build_pruner,
     check_keep_mode,
 )
+from madtp_core.pruning.scheduled import ScheduledPruner
 
 SCHEMA_VERSION = 1
 FIRST_TOKENS = ("enc", "cls")
@@ -63,6 +64,11 @@ class PruningConfig:
         check_keep_mode(self.keep_mode)
         if self.prune_temperature < 0:
             raise ConfigError(f"prune_temperature must be >= 0, got {self.prune_temperature}")
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether it is set how many tokens stay, and a temperature only switches that on."""
+        return issubclass(PRUNERS[self.method], ScheduledPruner)
 
     def build(self, geometry: PruningGeometry | None = None) -> Pruner:
         """The pruner itself, fitted to a model's geometry; without one it can take no flops_ratio option."""

@@ -32,12 +32,17 @@ def load_model(source: ModelSource, settings: Settings) -> VqaModel:
     """Loads a checkpoint on this thread; torch is first imported here, while the probes already answer."""
     import torch
 
+    from madtp_core.checkpoint import read_config
+    from madtp_core.config import PruningConfig
     from madtp_core.tasks.vqa import BlipVqa
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     dtype: torch.dtype = getattr(torch, settings.dtype)
-    return BlipVqa.from_pretrained(source.source, device=settings.device, dtype=dtype)
+    pruning = None
+    if settings.pruning_method and settings.flops_target < 1 and read_config(source.source).pruning is None:
+        pruning = PruningConfig(settings.pruning_method, options={"flops_ratio": settings.flops_target})
+    return BlipVqa.from_pretrained(source.source, device=settings.device, dtype=dtype, pruning=pruning)
 
 
 class Engine:

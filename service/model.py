@@ -20,13 +20,20 @@ class Calibration(Protocol):
     def temperature_for(self, flops_ratio: float, batch_size: int, keep_mode: str) -> float: ...
 
 
+class Pruning(Protocol):
+    """What the service asks of a model's pruning."""
+
+    @property
+    def is_scheduled(self) -> bool: ...
+
+
 class VqaModel(Protocol):
     """What the service needs of a model; `madtp_core.tasks.vqa.BlipVqa` is one."""
 
     @property
     def image_geometry(self) -> ImageGeometry: ...
     @property
-    def pruning(self) -> object | None: ...
+    def pruning(self) -> Pruning | None: ...
     @property
     def calibration(self) -> Calibration | None: ...
     def predict(
@@ -47,11 +54,16 @@ class BatchRecord:
 
 
 def prune_temperature_for(model: VqaModel, settings: Settings, batch_size: int) -> float:
-    """The operator's fixed temperature, else the calibrated one for the operator's target, else 0: dense."""
+    """The operator's fixed temperature, else the calibrated one for the operator's target, else 0: dense.
+
+    A method without training was told the target when it was made; any temperature switches it on.
+    """
     if model.pruning is None:
         return 0.0
     if settings.prune_temperature is not None:
         return settings.prune_temperature
+    if model.pruning.is_scheduled:
+        return 1.0 if settings.flops_target < 1 else 0.0
     if model.calibration is None or settings.flops_target >= 1:
         return 0.0
     return model.calibration.temperature_for(settings.flops_target, batch_size, settings.keep_mode)

@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     flops_target: float = Field(
         0.5, gt=0, le=1, description="floating-point operations wanted, spent / dense; 1 serves dense"
     )
+    pruning_method: Literal["stp", "topk", "random", "spatial", "evit", "tome", "rollout"] | None = Field(
+        None, description="prunes models that have no MADTP weights to flops_target, without training"
+    )
     prune_temperature: float | None = Field(
         None, ge=0, description="fixed prune temperature instead of the one calibrated for flops_target"
     )

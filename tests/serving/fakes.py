@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from madtp_core.config import PruningConfig
 from madtp_core.errors import ConfigError
 from madtp_core.flops import BranchTrace, RequestCost
 from madtp_core.images import ImageGeometry
@@ -37,7 +38,7 @@ class FakeModel:
     image_geometry = GEOMETRY
 
     def __init__(self, *, is_pruned: bool = True, is_calibrated: bool = True, delay_s: float = 0.0) -> None:
-        self.pruning = object() if is_pruned else None
+        self.pruning = PruningConfig() if is_pruned else None
         self.calibration = FakeCalibration() if is_calibrated else None
         self.delay_s = delay_s
         self.is_broken = False
