@@ -1,20 +1,48 @@
-"""Attention that also tells a pruner what it needs to know.
+"""Attention, dense and pruned: a fused kernel, unless a pruner asks for what only the probabilities tell.
 
-Blocks that are not scored use torch's fused kernel. No fused kernel returns the probabilities that token
-importance needs, so a scored block forms them here: all at once where gradients are wanted or a GPU computes,
-else a few heads at a time that stay in the cache, so that the [H, N, N] map is never written to memory.
+Sequences of different lengths go row by row where nothing is to be differentiated (`packed`); probabilities
+are formed in `scored`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from madtp_core.packed import attend_runs, runs_of
+from madtp_core.scored import scored_at_once, scored_in_parts, weigh
+from madtp_core.signals import (
+    ATTENTION_SIGNALS,
+    CLASS_ROW,
+    FROM_PROBABILITIES,
+    GUIDANCE,
+    HEAD_NORMS,
+    KEYS,
+    MEAN_MAP,
+    PROPORTIONAL,
+    RECEIVED,
+    Signals,
+)
 from madtp_core.tokens import Tokens, pack_rows, unpack_rows
+
+__all__ = [
+    "ATTENTION_SIGNALS",
+    "CLASS_ROW",
+    "GUIDANCE",
+    "HEAD_NORMS",
+    "KEYS",
+    "MEAN_MAP",
+    "PROPORTIONAL",
+    "RECEIVED",
+    "Signals",
+    "attend",
+    "causal_attend",
+    "cross_attend",
+]
+
 
 def attend(
     query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, needs: frozenset[str] = frozenset()
@@ -65,7 +93,7 @@ def _attend_rows(
 ) -> tuple[Tensor, Signals]:
     """Without gradients, over rows of different lengths; the context [..., H, D] in the tokens' layout."""
     assert tokens.mask is not None
-    lengths = tokens.lengths().tolist()
+    lengths = tokens.row_lengths()
     if not tokens.is_packed:
         query, key, value = (pack_rows(x, tokens.mask) for x in (query, key, value))
     sizes, runs = _sizes(tokens, needs), runs_of(lengths, lengths)

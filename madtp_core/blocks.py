@@ -84,7 +84,7 @@ class Memory:
         memory_lengths = [key.shape[1]] * len(key) if self.mask is None else self.mask.sum(1).tolist()
         if not self.is_packed:
             key, value = key.flatten(0, 1), value.flatten(0, 1)
-        lengths = tokens.lengths().tolist() if tokens.is_packed else [tokens.width] * tokens.batch_size
+        lengths = tokens.row_lengths() if tokens.is_packed else [tokens.width] * tokens.batch_size
         reader = None if self.reader is None else self.reader.tolist()
         context = attend_runs(query.flatten(0, -3), key, value, runs_of(lengths, memory_lengths, reader))
         return context.view_as(query).flatten(-2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MERGED = -1  # position of a token that stands for several dropped ones
@@ -36,13 +38,13 @@ def _places(mask: Tensor) -> Tensor:
 class Merged:
     """One token for the dropped ones of each row: hidden [B, C], size [B].
 
-    rows: [B] bool, the rows that get one. position: [B] int64, where it stands.
+    rows: which of them get one. position: [B] int64, where it stands; None for `MERGED`.
     """
 
     hidden: Tensor
     size: Tensor
-    rows: Tensor
-    position: Tensor
+    rows: Sequence[bool]
+    position: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,10 @@ class Tokens:
         if self.mask is None:
             return torch.full((self.batch_size,), self.width, device=self.position.device)
         return self.mask.sum(1)
+
+    def row_lengths(self) -> list[int]:
+        """`lengths` as numbers."""
+        return [self.width] * self.batch_size if self.mask is None else self.mask.sum(1).tolist()
 
     def protected(self) -> Tensor:
         """The hidden state of the protected token of every row: [B, C]."""
@@ -148,16 +154,45 @@ class Tokens:
         weights = weights.to(self.hidden.dtype).unsqueeze(1)  # [B, 1, N]
         if self.mask is None or not self.is_packed:
             return (weights @ self.to_padded(self.hidden)).squeeze(1)
-        lengths = self.lengths().tolist()
+        lengths = self.row_lengths()
         rows = zip(weights.unbind(), torch.split(self.hidden, lengths), lengths, strict=True)
         return torch.cat([weight[:, :length] @ row for weight, row, length in rows])
 
     def keep(self, stays: Tensor, merged: Merged | None = None) -> Tokens:
         """The tokens where stays [B, N] bool is True, in order and layout, and the merged one behind them."""
-        position, size = self.position, self.size
+        counts = stays.sum(1).tolist()
+        is_even = self.mask is None and min(counts) == max(counts) and (merged is None or all(merged.rows))
+        return self._keep_evenly(stays, counts[0], merged) if is_even else self._keep_unevenly(stays, merged)
+
+    def _keep_evenly(self, stays: Tensor, count: int, merged: Merged | None) -> Tokens:
+        """No padding before or after: every row keeps count tokens, and gets a merged one or none does."""
+        batch, places = self.batch_size, _places(stays)
+        index = F.pad(places.view(batch, count), (0, merged is not None))  # with room for the merged ones
+        features = self.hidden if self.is_packed else self.hidden.flatten(0, 1)
+        hidden = features.index_select(0, index.flatten()).view(*index.shape, -1)
+        position, size = (
+            values.flatten().index_select(0, places).view(batch, count)
+            for values in (self.position, self.size)
+        )
         if merged is not None:
-            stays = torch.cat([stays, merged.rows.unsqueeze(1)], 1)  # [B, N + 1]
-            position = torch.cat([position, merged.position.unsqueeze(1)], 1)
+            hidden[:, count] = merged.hidden
+            size = torch.cat([size, merged.size.unsqueeze(1)], 1)
+            position = F.pad(position, (0, 1), value=MERGED)
+            if merged.position is not None:
+                position[:, count] = merged.position
+        kept = Tokens(hidden, None, position, size, is_causal=self.is_causal)
+        return kept.pack() if self.is_packed else kept
+
+    def _keep_unevenly(self, stays: Tensor, merged: Merged | None) -> Tokens:
+        """As `keep`, for rows of any lengths."""
+        position, size = self.position, self.size
+        with_merged = None
+        if merged is not None:
+            with_merged = torch.tensor(merged.rows, device=stays.device)
+            stays = torch.cat([stays, with_merged.unsqueeze(1)], 1)  # [B, N + 1]
+            position = F.pad(position, (0, 1), value=MERGED)
+            if merged.position is not None:
+                position[:, -1] = merged.position
             size = torch.cat([size, merged.size.unsqueeze(1)], 1)
         places, lengths = _places(stays), stays.sum(1)
         row, column = places // stays.shape[1], places % stays.shape[1]
@@ -166,19 +201,13 @@ class Tokens:
         hidden = features.index_select(0, source)
         if merged is not None:
             last = lengths.cumsum(0) - 1
-            hidden.index_copy_(0, last[merged.rows], merged.hidden[merged.rows])
-        kept = self._rearranged(hidden, position.flatten()[places], size.flatten()[places], lengths)
+            hidden[last[with_merged]] = merged.hidden[with_merged].to(hidden.dtype)
+        mask = torch.arange(int(lengths.max()), device=stays.device) < lengths.unsqueeze(1)
+        position, size = (unpack_rows(values.flatten()[places], mask) for values in (position, size))
+        kept = Tokens(hidden, mask, position, size, is_packed=True, is_causal=self.is_causal)
+        if bool(mask.all()):
+            kept = replace(kept, mask=None)
         return kept if self.is_packed else kept.unpack()
-
-    def _rearranged(self, hidden: Tensor, position: Tensor, size: Tensor, lengths: Tensor) -> Tokens:
-        """Packed tokens of other lengths [B]: hidden [T, C], position [T], size [T]."""
-        counts = lengths.tolist()
-        if min(counts) == max(counts):
-            mask, position, size = None, position.view(len(counts), -1), size.view(len(counts), -1)
-        else:
-            mask = torch.arange(max(counts), device=lengths.device) < lengths.unsqueeze(1)
-            position, size = unpack_rows(position, mask), unpack_rows(size, mask)
-        return Tokens(hidden, mask, position, size, is_packed=True, is_causal=self.is_causal)
 
     def _starts(self) -> Tensor:
         """Where each row starts in the layout, rows put one after another: [B] int64."""

@@ -114,12 +114,11 @@ def keep_and_merge(
     if as_mean:
         weights = weights.where(weights.sum(1, keepdim=True) > 0, drop.float())
         weights = weights / (weights.sum(1, keepdim=True) + EPS)
-    last = tokens.position.masked_fill(~drop, MERGED).amax(1)
     merged = Merged(
         hidden=tokens.weighted_sum(weights),
         size=(tokens.size * drop).sum(1),
-        rows=drop.any(1),
-        position=last if tokens.is_causal else torch.full_like(last, MERGED),
+        rows=choice.drops,
+        position=tokens.position.masked_fill(~drop, MERGED).amax(1) if tokens.is_causal else None,
     )
     return choice.pruned(tokens.keep(choice.keep, merged))
 
@@ -185,7 +184,7 @@ def _choose(
     tokens: Tokens, importance: Tensor, needed: Tensor, keep_mode: str, fewest_dropped: int
 ) -> _Choice:
     device = tokens.position.device
-    available = [int(length) - 1 for length in tokens.lengths().tolist()]
+    available = [length - 1 for length in tokens.row_lengths()]
     needs, keeps = _quotas(needed.tolist(), available, keep_mode, fewest_dropped)
     kept = torch.tensor(keeps, device=device)  # [B]
     importance = F.pad(importance, (1, 0), value=float("inf"))  # [B, 1 + N]: the protected token comes first

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from madtp_core import attention
+from madtp_core import scored
 from madtp_core.attention import (
     ATTENTION_SIGNALS,
     KEYS,
@@ -185,7 +185,7 @@ def test_working_in_parts_changes_nothing(
     tokens = replace(tokens, is_causal=is_causal, size=1 + torch.rand(BATCH, LENGTH))
     needs = SCORED | {PROPORTIONAL}
     whole, expected = attend(*qkv, tokens, needs)  # with gradients: all at once
-    monkeypatch.setattr(attention, "_PART_BYTES", maps_at_once * 4 * LENGTH**2)
+    monkeypatch.setattr(scored, "_PART_BYTES", maps_at_once * 4 * LENGTH**2)
     with torch.no_grad():
         parts, signals = attend(*qkv, tokens, needs)
     for row in range(BATCH):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,15 @@ def test_a_forward_that_keeps_something_else_is_noticed(tower: VisionTower) -> N
 @pytest.mark.parametrize(("batch", "hard"), [(4, [2]), (8, [4]), (16, [4, 12]), (32, [5, 16, 26])])
 def test_a_tenth_of_the_rows_is_hard(tower: VisionTower, batch: int, hard: list[int]) -> None:
     mix = Mix(hard_share=0.1, easy_ratio=0.4, hard_ratio=0.9)
-    schedules = mix.schedules(tower, batch)
-    easy, needy = sorted(set(schedules), key=sum)
-    assert [row for row, kept in enumerate(schedules) if kept == needy] == hard
+    ratios = [
+        flops_ratio(tower.geometry, scheduled_trace(tower.geometry, kept), tower.alignment_geometry)
+        for kept in mix.schedules(tower, batch)
+    ]
+    assert [row for row, ratio in enumerate(ratios) if ratio > 0.6] == hard
     assert mix.hard_rows(batch) == len(hard)
-    for kept, ratio in ((easy, 0.4), (needy, 0.9)):
-        trace = scheduled_trace(tower.geometry, kept)
-        assert flops_ratio(tower.geometry, trace, tower.alignment_geometry) == pytest.approx(
-            ratio, abs=1 / 64
-        )
+    easy = [ratio for row, ratio in enumerate(ratios) if row not in hard]
+    assert statistics.mean(easy) == pytest.approx(0.4, abs=0.02)
+    assert max(easy) - min(easy) == pytest.approx(0.2 * (batch - 1) / batch, abs=1 / 32)
 
 
 def test_a_ratio_counts_the_alignment_tokens() -> None:
@@ -208,7 +209,7 @@ def test_the_figures_of_a_mix_belong_together(report: dict[str, Any]) -> None:
     for dense, padded, packed in zip(*[iter(report["mix"]["runs"])] * 3, strict=True):
         assert dense["needed_per_kept"] == packed["needed_per_kept"] == 1 > padded["needed_per_kept"]
         assert padded["flops_ratio"] == pytest.approx(0.9, abs=1 / 64)
-        assert packed["flops_ratio"] == pytest.approx((3 * 0.4 + 0.9) / 4, abs=1 / 64)
+        assert packed["flops_ratio"] == pytest.approx((3 * 0.4 + 0.9) / 4, abs=1 / 32)
         for run in (dense, padded, packed):
             assert run["speedup"] == pytest.approx(dense["median_ms"] / run["median_ms"])
             assert run["time_to_max_keep"] == pytest.approx(run["median_ms"] / padded["median_ms"])

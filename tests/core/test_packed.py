@@ -191,7 +191,7 @@ def test_attention_works_on_real_tokens_only(
 ) -> None:
     maps: list[int] = []
     watch(monkeypatch, F, "scaled_dot_product_attention", maps)
-    watch(monkeypatch, attention, "_scored_in_parts", maps)
+    watch(monkeypatch, attention, "scored_in_parts", maps)
     tokens = ragged(LENGTHS).pack() if is_packed else ragged(LENGTHS)
     qkv = [tokens.hidden.unflatten(-1, (HEADS, WIDTH))] * 3
     attend(qkv[0], qkv[1], qkv[2], tokens, needs)

@@ -83,11 +83,10 @@ def tokens(request: pytest.FixtureRequest, ragged: Tokens) -> Tokens:
 STAYS = torch.tensor([[1, 0, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]]).bool()
 
 
-def merged(rows: tuple[bool, ...], position: int = MERGED) -> Merged:
+def merged(rows: tuple[bool, ...], position: int | None = None) -> Merged:
     count = len(rows)
-    return Merged(
-        torch.randn(count, 5), 100.0 + torch.arange(count), torch.tensor(rows), torch.full((count,), position)
-    )
+    place = None if position is None else torch.full((count,), position)
+    return Merged(torch.randn(count, 5), 100.0 + torch.arange(count), rows, place)
 
 
 def rows_of(tokens: Tokens) -> list[tuple[list[list[float]], list[int], list[float]]]:
