@@ -88,4 +88,4 @@ def test_a_crowd_is_answered_in_batches_and_one_broken_image_harms_nobody(keep_m
         for index, (reply, example) in enumerate(zip(replies, examples, strict=True))
         if index != BROKEN
     )
-    assert right >= 0.7 * REQUESTS  # the checkpoint answers more than eight in ten (docs/results.md)
+    assert right >= 0.85 * REQUESTS  # the checkpoint answers more than nine in ten (docs/results.md)
