@@ -48,7 +48,7 @@ def spans_of(lengths: tuple[int, ...]) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(starts)]
 
 
-READERS: list[tuple[int, ...] | None] = [None, (1, 0, 1, 1), (2, 2, 2, 2), (0, 1, 3, 3), (3, 2, 1, 0)]
+READERS: list[tuple[int, ...] | None] = [None, (1, 0, 1, 1), (2, 2, 2, 2), (0, 1, 2, 2), (3, 2, 1, 0)]
 
 
 # --- Runs

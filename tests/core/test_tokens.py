@@ -139,6 +139,19 @@ def test_rows_that_become_equally_long_need_no_mask(tokens: Tokens) -> None:
     assert kept.mask is None and kept.width == 2
 
 
+def test_rows_of_other_lengths_may_keep_equally_many(ragged: Tokens, tokens: Tokens) -> None:
+    kept = tokens.keep(torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]]).bool())
+    assert kept.mask is None and kept.position.tolist() == [[2], [0], [1]]
+    assert torch.equal(kept.unpack().hidden[:, 0], ragged.hidden[range(3), [2, 0, 1]])
+
+
+def test_not_every_row_of_a_full_batch_need_get_a_merged_token() -> None:
+    full = Tokens.from_hidden(torch.randn(2, 4, 5))
+    kept = full.keep(torch.tensor([[1, 0, 1, 0], [1, 1, 0, 0]]).bool(), merged((False, True)))
+    assert kept.lengths().tolist() == [2, 3]
+    assert kept.position[1].tolist() == [0, 1, MERGED]
+
+
 def test_what_is_kept_leaves_padding_zero(ragged: Tokens) -> None:
     kept = ragged.keep(STAYS, merged((True, False, True)))
     assert kept.mask is not None
@@ -146,8 +159,10 @@ def test_what_is_kept_leaves_padding_zero(ragged: Tokens) -> None:
 
 
 def test_keeping_keeps_the_order_of_a_causal_row_causal(tokens: Tokens) -> None:
-    assert replace(tokens, is_causal=True).keep(STAYS).is_causal
-    assert not tokens.keep(STAYS).is_causal
+    for some in (tokens, Tokens.from_hidden(torch.randn(2, 3, 5))):
+        stays = STAYS if some is tokens else torch.ones(2, 3).bool()
+        assert replace(some, is_causal=True).keep(stays).is_causal
+        assert not some.keep(stays).is_causal
 
 
 def test_gradients_flow_to_kept_and_merged_tokens_alone(tokens: Tokens) -> None:
