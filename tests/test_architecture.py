@@ -18,10 +18,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("madtp_core", "service")
 MAP = ROOT / "docs" / "architecture.md"
 
-CORE_LIBRARIES = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "PIL", "tqdm", "yaml"}
+CORE_LIBRARIES = {
+    "torch", "transformers", "tokenizers", "safetensors", "numpy", "PIL", "tqdm", "yaml",
+    "matplotlib", "pycocoevalcap",
+}  # fmt: skip
 SERVICE_LIBRARIES = {
     "fastapi", "starlette", "uvicorn", "anyio", "pydantic", "pydantic_settings", "prometheus_client",
-    "torch", "numpy", "PIL", "yaml",
+    "torch", "numpy", "PIL", "yaml", "httpcore", "opentelemetry",
+    "pydantic_core",
 }  # fmt: skip
 # Libraries that only these files and folders (ending in "/") import; others are free within their package.
 ONLY_IN = {
@@ -38,6 +42,10 @@ ONLY_IN = {
     "prometheus_client": ("service/metrics.py",),
     "pydantic_settings": ("service/settings.py",),
     "uvicorn": ("service/cli.py",),
+    "matplotlib": ("madtp_core/study/report.py",),
+    "pycocoevalcap": ("madtp_core/evaluate/scores.py",),
+    "httpcore": ("service/fetch.py",),
+    "opentelemetry": ("service/tracing.py",),
 }
 TORCH_IN_SERVICE = ("service/engine.py", "service/preprocess.py")
 ENVIRONMENT_IN = ("service/settings.py", "madtp_core/train/")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from madtp_core.cli.options import DEMO_CHECKPOINT
+from madtp_core.cli.options import DEMO_CHECKPOINT, add_cost_options, prune_temperature
 from madtp_core.errors import ConfigError
-from madtp_core.pruning import KEEP_MODES, MAX_KEEP, PRUNERS
+from madtp_core.pruning import PRUNERS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,10 +48,7 @@ def _add_options(
     parser.add_argument("images", nargs=images, type=Path, help="two a request for reasoning, else one")
     parser.add_argument("--text", action="append", help="question or text: one for all, or one a request")
     parser.add_argument("--checkpoint", default=str(DEMO_CHECKPOINT))
-    parser.add_argument("--keep-mode", choices=KEEP_MODES, default=MAX_KEEP)
-    cost = parser.add_mutually_exclusive_group()
-    cost.add_argument("--prune-temperature", type=float, help="0 is dense")
-    cost.add_argument("--flops-ratio", type=float, default=0.5, help="looked up in the calibration")
+    add_cost_options(parser, default_ratio=0.5)
     parser.add_argument("--out", type=Path, required=True)
     parser.set_defaults(run=run)
 
@@ -127,19 +124,11 @@ def _requests(model: PrunedModel, paths: Sequence[Path], texts: Sequence[str] | 
 def _sights(model: PrunedModel, requests: Iterable[Request], args: argparse.Namespace) -> list[Sight]:
     from madtp_core.visualize import look
 
-    temperature = _prune_temperature(model, args)
+    temperature = prune_temperature(model, args, batch_size=1)
     return [
         look(model, images, text, prune_temperature=temperature, keep_mode=args.keep_mode)
         for images, text in requests
     ]
-
-
-def _prune_temperature(model: PrunedModel, args: argparse.Namespace) -> float:
-    if args.prune_temperature is not None:
-        return float(args.prune_temperature)
-    if model.calibration is None:
-        raise ConfigError(f"{args.checkpoint} has no calibration; give --prune-temperature")
-    return model.calibration.temperature_for(args.flops_ratio, 1, args.keep_mode)
 
 
 def _write(figure: Image.Image, args: argparse.Namespace) -> int:

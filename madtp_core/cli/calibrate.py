@@ -1,0 +1,106 @@
+"""`madtp calibrate`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from madtp_core.cli.options import SPLITS
+from madtp_core.pruning import KEEP_MODES
+
+if TYPE_CHECKING:
+    from madtp_core.evaluate import Sample
+    from madtp_core.tasks.base import PrunedModel
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command and its options."""
+    calibrate = commands.add_parser(
+        "calibrate", help="measure what prune temperatures cost, and store it with the checkpoint"
+    )
+    calibrate.add_argument("checkpoint", type=Path, help="a directory; its calibration.json is written")
+    calibrate.add_argument(
+        "--data", type=Path, help="your own requests, JSON lines; without labels accuracy is null"
+    )
+    calibrate.add_argument("--split", choices=SPLITS, default="validation", help="of the drawn scenes")
+    calibrate.add_argument("--seed", type=int, default=0)
+    calibrate.add_argument("--samples", type=int, default=256, help="a mix")
+    calibrate.add_argument(
+        "--mixes",
+        nargs="+",
+        help="of drawn scenes: natural, easy, hard, mostly_easy (9 easy to 1 hard); default: all",
+    )
+    calibrate.add_argument("--keep-modes", nargs="+", choices=KEEP_MODES, default=KEEP_MODES)
+    calibrate.add_argument("--batch-sizes", type=int, nargs="+", help="default: 1 2 4 8 16 32")
+    calibrate.add_argument(
+        "--ratios", type=float, nargs="+", help="flops_ratios to have a point near; default: 0.3 ... 0.8"
+    )
+    calibrate.set_defaults(run=_calibrate)
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from madtp_core.checkpoint import CALIBRATION
+    from madtp_core.errors import ConfigError
+    from madtp_core.tasks import load_model
+    from madtp_core.train.calibrate import BATCH_SIZES, WANTED_RATIOS, calibrate
+    from madtp_core.train.ledger import LEDGER_NAME, Ledger
+
+    if not args.checkpoint.is_dir():
+        raise ConfigError(f"{args.checkpoint} is no directory: a calibration is stored with its checkpoint")
+    model = load_model(args.checkpoint)
+    mixes = _mixes(args, model)
+    about = {
+        "weights": _digest(args.checkpoint),
+        "data": _digest(args.data) if args.data else f"scenes {args.split} {args.seed}",
+        "samples": args.samples,
+    }
+    ledger = Ledger(args.checkpoint / LEDGER_NAME, about)
+    if ledger.rows:
+        print(f"going on after {len(ledger.rows)} rows that an earlier run measured")
+    sizes, wanted = args.batch_sizes or BATCH_SIZES, args.ratios or WANTED_RATIOS
+    table = calibrate(
+        model,
+        mixes,
+        keep_modes=args.keep_modes,
+        batch_sizes=sizes,
+        wanted=wanted,
+        ledger=ledger,
+        progress=True,
+    )
+    table.save(args.checkpoint / CALIBRATION)
+    ledger.discard()
+    for mix, mode, size in sorted({(row.mix, row.keep_mode, row.batch_size) for row in table.rows}):
+        low, high = table.reachable(size, mode, mix)
+        out = [f"{ratio:g}" for ratio in wanted if not low <= ratio <= high]
+        missed = f"; out of reach: {', '.join(out)}" if out else ""
+        print(f"{mix} {mode} x{size}: flops_ratio {low:.3f} to {high:.3f}{missed}")
+    return 0
+
+
+def _mixes(args: argparse.Namespace, model: PrunedModel) -> Mapping[str, Sequence[Sample]]:
+    from madtp_core.calibration import NATURAL
+    from madtp_core.errors import ConfigError
+    from madtp_core.evaluate import MIXES, ShapesSamples, read_manifest
+
+    if args.data:
+        if args.mixes:
+            raise ConfigError("mixes are of drawn scenes, whose difficulty is known; leave out --mixes")
+        return {NATURAL: read_manifest(args.data, model.task)[: args.samples]}
+    size = model.image_geometry.width
+    return {
+        mix: ShapesSamples(model.task, args.split, args.samples, args.seed, mix, size)
+        for mix in args.mixes or MIXES
+    }
+
+
+def _digest(path: Path) -> str:
+    """Of a file, or of a checkpoint's weights and settings."""
+    wanted = [*sorted(path.glob("*.safetensors")), path / "madtp.json"] if path.is_dir() else [path]
+    digest = hashlib.blake2b(digest_size=16)
+    for file in wanted:
+        if file.exists():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""`madtp study`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from madtp_core.cli.options import SPLITS
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command and its options."""
+    study = commands.add_parser("study", help="studies of a model").add_subparsers(
+        required=True, metavar="study"
+    )
+    difficulty = study.add_parser(
+        "difficulty", help="what predicts how much a request needs, and what batching by it saves"
+    )
+    difficulty.add_argument(
+        "checkpoints", nargs="*", type=Path, help="studied one after another; none: only report again"
+    )
+    difficulty.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="a study a model as JSON; table and plot of all that lie there",
+    )
+    difficulty.add_argument(
+        "--prune-temperature", type=float, help="default: the calibration's reference temperature"
+    )
+    difficulty.add_argument("--data", type=Path, help="your own requests, JSON lines; default: drawn scenes")
+    difficulty.add_argument("--split", choices=SPLITS, default="test", help="of the drawn scenes")
+    difficulty.add_argument("--mix", default="natural", help="natural, easy, hard or mostly_easy scenes")
+    difficulty.add_argument("--seed", type=int, default=0)
+    difficulty.add_argument("--samples", type=int, default=1024)
+    difficulty.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 32])
+    difficulty.set_defaults(run=_difficulty)
+
+
+def _difficulty(args: argparse.Namespace) -> int:
+    from madtp_core.study import read_study, write_report
+
+    for checkpoint in args.checkpoints:
+        _study(checkpoint, args)
+    studies = [read_study(path) for path in sorted(args.out.glob("*.json"))]
+    for path in write_report(studies, args.out):
+        print(path)
+    return 0
+
+
+def _study(checkpoint: Path, args: argparse.Namespace) -> None:
+    from madtp_core.errors import ConfigError
+    from madtp_core.evaluate import ShapesSamples, read_manifest
+    from madtp_core.study import observe, study_difficulty
+    from madtp_core.tasks import load_model
+
+    model = load_model(checkpoint)
+    temperature = args.prune_temperature
+    if temperature is None:
+        if model.calibration is None:
+            raise ConfigError(f"{checkpoint} has no calibration; give --prune-temperature")
+        temperature = model.calibration.reference_temperature()
+    about = {
+        "model": model.name,
+        "task": model.task,
+        "prune_temperature": temperature,
+        "data": args.data.name if args.data else f"scenes {args.split} {args.seed} {args.mix}",
+    }
+    size = model.image_geometry.width
+    samples = (
+        read_manifest(args.data, model.task)[: args.samples]
+        if args.data
+        else ShapesSamples(model.task, args.split, args.samples, args.seed, args.mix, size)[:]
+    )
+    with tqdm(desc=model.name, unit="sample", total=len(samples), mininterval=2.0) as bar:
+        requests = observe(model, samples, temperature, bar.update)
+        study = study_difficulty(
+            model, samples, requests, about, batch_sizes=args.batch_sizes, on_batch=bar.update
+        )
+    study.save(args.out / f"{model.name}.json")

@@ -1,0 +1,51 @@
+"""One request with what is right about it, before any model's preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from madtp_core.images import preprocess_image
+from madtp_core.tasks.base import PrunedModel
+from madtp_core.tasks.plain import PlainTask, plain_task
+
+Picture = NDArray[np.uint8]
+
+_TEXT_FIELDS = ("question", "statement", "text", "prompt")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One request as a client would send it.
+
+    pictures: decoded, uint8 [H, W, 3] each. fields: everything else of the request, named as in the API.
+    truth: the answer (vqa, reasoning), the reference captions (caption) or the indices of right candidates
+    (retrieval, clip); None without a label. groups: what it is counted under besides `all`.
+    """
+
+    pictures: tuple[Picture, ...]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    truth: Any = None
+    groups: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every text of the request that a model reads."""
+        said = [self.fields[name] for name in _TEXT_FIELDS if self.fields.get(name)]
+        return (*said, *(self.fields.get("texts") or ()))
+
+
+def plain_task_of(model: PrunedModel) -> PlainTask:
+    """The task as clients know it; retrieval by BLIP or by CLIP is one."""
+    return plain_task("retrieval" if model.task == "clip" else model.task)
+
+
+def query_of(model: PrunedModel, sample: Sample) -> Any:
+    """The sample as the model's `predict` takes it."""
+    pixels = [preprocess_image(Image.fromarray(each), model.image_geometry) for each in sample.pictures]
+    return plain_task_of(model).query(sample.fields, pixels)
