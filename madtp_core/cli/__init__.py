@@ -7,10 +7,34 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from madtp_core.cli import bench, convert, data, demo_weights, evaluate, flops, visualize
+from madtp_core.cli import (
+    bench,
+    calibrate,
+    convert,
+    data,
+    demo_weights,
+    evaluate,
+    flops,
+    predict,
+    study,
+    train,
+    visualize,
+)
 from madtp_core.errors import MadtpError
 
-_COMMANDS = (data, demo_weights, convert, evaluate, bench, flops, visualize)  # each has add_command(commands)
+_COMMANDS = (
+    data,
+    demo_weights,
+    convert,
+    calibrate,
+    evaluate,
+    predict,
+    study,
+    bench,
+    flops,
+    train,
+    visualize,
+)  # each has add_command(commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from madtp_core.alignment import Alignment
 from madtp_core.backbones.blip import embed_image, embed_text, text_blocks, vision_blocks
 from madtp_core.blocks import Block, Memory, TwinMemory
 from madtp_core.decoding import TextDecoder
-from madtp_core.encoder import Encoded, Pruning, encode
+from madtp_core.encoder import Encoded, Pruning, Regime, encode
 from madtp_core.pruning import TEXT, VISION
 from madtp_core.tokens import Tokens
 
@@ -30,6 +30,7 @@ class BlipNetwork(nn.Module):
         super().__init__()
         self.blip = blip
         self.alignment = alignment
+        self.regimes: dict[str, Regime] = {}  # by branch; heeded in training mode alone
 
     def text_blocks(self) -> Sequence[Block[Any]]:
         """Adapters of the text encoder's blocks; they read a Memory unless a task's own read another kind."""
@@ -52,6 +53,7 @@ class BlipNetwork(nn.Module):
             alignment=self.alignment,
             collect_aligned=collect_aligned,
             on_block=on_block,
+            regime=self.regimes.get(VISION) if self.training else None,
         )
         normed = encoded.tokens.with_hidden(vision.post_layernorm(encoded.tokens.hidden))
         return replace(encoded, tokens=normed)
@@ -75,6 +77,7 @@ class BlipNetwork(nn.Module):
             memory=memory,
             collect_aligned=collect_aligned,
             on_block=on_block,
+            regime=self.regimes.get(TEXT) if self.training else None,
         )
 
     def remember(self, image: Encoded, reader: Tensor | None = None) -> Memory:

@@ -10,7 +10,7 @@ from transformers import CLIPModel
 
 from madtp_core.alignment import Alignment, alignment_loss
 from madtp_core.backbones.clip import clip_blocks, embed_image, embed_text
-from madtp_core.encoder import BatchPruning, Encoded, Pruning, encode
+from madtp_core.encoder import BatchPruning, Encoded, Pruning, Regime, encode
 from madtp_core.pruning import TEXT, VISION
 from madtp_core.tasks.blip_network import OnBlock
 
@@ -41,6 +41,7 @@ class ClipNetwork(nn.Module):
         super().__init__()
         self.clip = clip
         self.alignment = alignment
+        self.regimes: dict[str, Regime] = {}  # by branch; heeded in training mode alone
 
     def encode_image(
         self,
@@ -59,6 +60,7 @@ class ClipNetwork(nn.Module):
             alignment=self.alignment,
             collect_aligned=collect_aligned,
             on_block=on_block,
+            regime=self.regimes.get(VISION) if self.training else None,
         )
 
     def encode_text(
@@ -78,6 +80,7 @@ class ClipNetwork(nn.Module):
             alignment=self.alignment,
             collect_aligned=collect_aligned,
             on_block=on_block,
+            regime=self.regimes.get(TEXT) if self.training else None,
         )
 
     def image_embeddings(self, image: Encoded) -> Tensor:

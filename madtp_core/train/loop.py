@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import DataLoader
 
-from madtp_core.errors import CheckpointError, ConfigError
+from madtp_core.errors import ConfigError
+from madtp_core.train.best import BestModel, BestRule
+from madtp_core.train.processes import current_processes, wait_for_all
+from madtp_core.train.progress import Progress
+from madtp_core.train.run_state import differing, load_run, save_run
+from madtp_core.train.stepping import DTYPES, Stepper, parameter_groups
+from madtp_core.train.task import TrainTask
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+__all__ = [
+    "DTYPES",
+    "LoopConfig",
+    "TrainTask",
+    "differing",
+    "parameter_groups",
+    "seed_everything",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -27,9 +37,10 @@ class LoopConfig:
     """How long, how fast and how often; checked once.
 
     steps: optimiser steps of the schedule; stop_step ends the run earlier. learning_rate: peak, reached after
-    warmup_steps, held for hold_steps, then cosine to zero. dtype: autocast type of the forward.
-    evaluate_every, checkpoint_every: in steps, 0 for only at the end. loader_workers: processes that prepare
-    batches. threads: intra-operation threads, 0 for torch's default.
+    warmup_steps, held for hold_steps, then cosine to zero. accumulate: micro-batches a step and process.
+    dtype: autocast type of the forward; fp16 scales its loss. evaluate_every, checkpoint_every: in steps, 0
+    for only at the end. loader_workers: processes that prepare batches. threads: intra-operation threads, 0
+    for torch's default. tensorboard: also write what is logged for TensorBoard.
     """
 
     steps: int
@@ -40,6 +51,7 @@ class LoopConfig:
     warmup_steps: int = 0
     hold_steps: int = 0
     gradient_clip: float = 1.0
+    accumulate: int = 1
     dtype: str = "bf16"
     seed: int = 0
     evaluate_every: int = 0
@@ -47,6 +59,7 @@ class LoopConfig:
     log_every: int = 20
     loader_workers: int = 1
     threads: int = 0
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         is_in_steps = min(self.warmup_steps, self.hold_steps) >= 0 and (
@@ -56,6 +69,10 @@ class LoopConfig:
             raise ConfigError(
                 "need steps >= 1, learning_rate > 0, warmup_steps and hold_steps >= 0 and together <= steps, "
                 f"got {self.steps}, {self.learning_rate}, {self.warmup_steps} and {self.hold_steps}"
+            )
+        if self.accumulate < 1 or self.log_every < 1:
+            raise ConfigError(
+                f"need accumulate and log_every >= 1, got {self.accumulate} and {self.log_every}"
             )
         if self.dtype not in DTYPES:
             raise ConfigError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
@@ -74,79 +91,45 @@ class LoopConfig:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class TrainTask(Protocol):
-    """What a task gives the loop."""
-
-    @property
-    def modules(self) -> nn.Module:
-        """Every module with parameters to train."""
-
-    def batches(self) -> Dataset[Any]:
-        """A map from step to that step's batch: what makes a run resumable."""
-
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        """The loss to descend and figures to log; called under autocast in training mode."""
-
-    def after_step(self, figures: Mapping[str, float]) -> None:
-        """Adjust what is steered rather than learned, from this step's figures."""
-
-    def evaluate(self) -> Mapping[str, float]:
-        """Figures on held-out data."""
-
-    def state(self) -> dict[str, Any]:
-        """What is steered, to be saved with a checkpoint."""
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore `state`."""
-
-    def save(self, directory: Path) -> None:
-        """Write the trained model."""
-
-
-def train(task: TrainTask, config: LoopConfig, directory: Path) -> dict[str, float]:
+def train(
+    task: TrainTask, config: LoopConfig, directory: Path, *, best: BestRule | None = None
+) -> dict[str, float]:
     """Train to config.last_step, from the directory's last checkpoint if there is one; returns final figures.
 
-    Writes `last.pt` (weights, optimiser, step, random states), `log.jsonl` and, at the end, the task's model.
-    A resumed run repeats the uninterrupted one: batches are a function of the step, random states are
-    restored.
+    Writes `last.pt` (weights, optimiser, step, random states), `log.jsonl` and, at the end, the task's model
+    to `model`; with a rule, the best of the evaluated ones within its target to `best`. A resumed run repeats
+    the uninterrupted one: batches are a function of the step, random states are restored. Within a process
+    group all processes train together; the first one evaluates and writes.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    processes = current_processes()
+    if processes.is_first:
+        directory.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
-    seed_everything(config.seed)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(task.modules, config.weight_decay), lr=config.learning_rate, betas=config.betas
-    )
-    start = _resume(task, optimizer, config, directory)
-    loader = DataLoader(
-        task.batches(),
-        batch_size=None,
-        sampler=range(start, config.last_step),
-        num_workers=config.loader_workers,
-        prefetch_factor=4 if config.loader_workers else None,
-    )
-    with (
-        (directory / "log.jsonl").open("a") as log,
-        tqdm(total=config.last_step, initial=start, desc=directory.name, unit="step", mininterval=2.0) as bar,
-    ):
-        for step, batch in zip(range(start, config.last_step), loader, strict=True):
-            figures = _step(task, optimizer, batch, step, config)
-            bar.update()
+    seed_everything(config.seed + processes.rank)
+    stepper = Stepper(task, config)
+    keeper = BestModel(best, directory / "best")
+    wait_for_all()
+    start = load_run(task, stepper, keeper, config, directory)
+    with Progress(directory, start, config.last_step, config.tensorboard) as progress:
+        steps = zip(range(start, config.last_step), _steps(task, config, start), strict=True)
+        for step, batches in steps:
+            figures = stepper.step(batches, step)
+            progress.stepped()
             if step % config.log_every == 0 or step + 1 == config.last_step:
-                bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
-                _write(log, {"step": step, **figures})
-            if (
-                config.evaluate_every
-                and (step + 1) % config.evaluate_every == 0
-                and step + 1 < config.last_step
-            ):
-                _write(log, {"step": step, "evaluation": dict(task.evaluate())})
+                progress.log(step, figures)
+            if step + 1 == config.last_step:
+                break
+            if config.evaluate_every and (step + 1) % config.evaluate_every == 0:
+                progress.log_evaluation(step, keeper.judged(task, _evaluated(task)))
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
-                _checkpoint(task, optimizer, config, step + 1, directory)
-        _checkpoint(task, optimizer, config, config.last_step, directory)
-        final = dict(task.evaluate())
-        _write(log, {"step": config.last_step, "evaluation": final})
-    task.save(directory / "model")
+                save_run(task, stepper, keeper, config, step + 1, directory)
+        save_run(task, stepper, keeper, config, config.last_step, directory)
+        final = keeper.judged(task, _evaluated(task))
+        progress.log_evaluation(config.last_step, final)
+    if processes.is_first:
+        task.save(directory / "model")
+    wait_for_all()
     return final
 
 
@@ -157,89 +140,29 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two AdamW groups: matrices decay; norms, biases and other vectors do not."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+def _steps(task: TrainTask, config: LoopConfig, start: int) -> Iterator[Sequence[Any]]:
+    """This process's micro-batches of every step from start on."""
+    processes = current_processes()
+    indices = [
+        micro * processes.count + processes.rank
+        for micro in range(start * config.accumulate, config.last_step * config.accumulate)
     ]
-
-
-def _step(
-    task: TrainTask, optimizer: torch.optim.Optimizer, batch: Any, step: int, config: LoopConfig
-) -> dict[str, float]:
-    task.modules.train()
-    rate = config.learning_rate_at(step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    device = next(task.modules.parameters()).device
-    with torch.autocast(device.type, DTYPES[config.dtype], enabled=config.dtype != "fp32"):
-        loss, figures = task.loss(batch, step)
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    norm = nn.utils.clip_grad_norm_(task.modules.parameters(), config.gradient_clip)
-    if not bool(torch.isfinite(norm)):
-        raise FloatingPointError(f"the gradient is not finite at step {step}; figures: {dict(figures)}")
-    optimizer.step()
-    task.after_step(figures)
-    return {"loss": loss.item(), "learning_rate": rate, **figures}
-
-
-def _write(log: Any, record: Mapping[str, Any]) -> None:
-    log.write(json.dumps(record) + "\n")
-    log.flush()
-
-
-def _checkpoint(
-    task: TrainTask, optimizer: torch.optim.Optimizer, config: LoopConfig, step: int, directory: Path
-) -> None:
-    partial = directory / "last.pt.partial"
-    torch.save(
-        {
-            "step": step,
-            "config": asdict(config),
-            "modules": task.modules.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "task": task.state(),
-            "torch_random": torch.get_rng_state(),
-        },
-        partial,
+    loader = iter(
+        DataLoader(
+            task.batches(),
+            batch_size=None,
+            sampler=indices,
+            num_workers=config.loader_workers,
+            prefetch_factor=4 if config.loader_workers else None,
+            generator=torch.Generator(),  # else it would draw from what the model draws from
+        )
     )
-    os.replace(partial, directory / "last.pt")
+    for _ in range(start, config.last_step):
+        yield [next(loader) for _ in range(config.accumulate)]
 
 
-_FREE_TO_CHANGE = {
-    "stop_step",
-    "evaluate_every",
-    "checkpoint_every",
-    "log_every",
-    "loader_workers",
-    "threads",
-}
-
-
-def _resume(task: TrainTask, optimizer: torch.optim.Optimizer, config: LoopConfig, directory: Path) -> int:
-    path = directory / "last.pt"
-    if not path.exists():
-        return 0
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    changed = differing(saved["config"], asdict(config), _FREE_TO_CHANGE)
-    if changed:
-        raise CheckpointError(f"{path} was trained with another {', '.join(changed)}; use a new directory")
-    task.modules.load_state_dict(saved["modules"])
-    optimizer.load_state_dict(saved["optimizer"])
-    task.load_state(saved["task"])
-    torch.set_rng_state(saved["torch_random"])
-    return int(saved["step"])
-
-
-def differing(
-    saved: Mapping[str, Any], wanted: Mapping[str, Any], free: Sequence[str] | set[str]
-) -> list[str]:
-    """Names whose values differ between two configurations, those free to change left out."""
-    return [k for k in wanted if k not in free and _plain(saved.get(k)) != _plain(wanted[k])]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _evaluated(task: TrainTask) -> dict[str, float]:
+    """The first process's figures; none in the others."""
+    figures = dict(task.evaluate()) if current_processes().is_first else {}
+    wait_for_all()
+    return figures

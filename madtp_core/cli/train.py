@@ -1,0 +1,96 @@
+"""`madtp train`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from madtp_core.data.shapes.scene import Split
+    from madtp_core.train.examples import Examples
+
+_TRAIN_SCENES, _HELD_OUT_SCENES = 100_000, 256
+_DESCRIPTION = """\
+Compress a model by MADTP: its task's loss + alpha x the alignment loss, while the prune temperature is
+searched that spends the wanted share of the dense cost. A run that stopped goes on when started again.
+Several processes: torchrun --nproc-per-node 8 --no-python madtp train ..."""
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command and its options."""
+    train = commands.add_parser(
+        "train",
+        help="compress a model on one's own data",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("recipe", help="the name of one of ours (vqav2, nlvr2, ...), or a file")
+    train.add_argument("--model", required=True, help="a checkpoint directory, or an id on the hub")
+    data = "JSON lines (see madtp_core/train/manifest.py), `shapes` for drawn scenes, or `shapes:NUMBER`"
+    train.add_argument("--data", required=True, help=data)
+    train.add_argument("--validation", required=True, help="held-out data, in the same forms")
+    train.add_argument("--output", required=True, type=Path, help="where the run and its models are written")
+    train.add_argument(
+        "--flops-ratio", type=float, help="wanted share of the dense cost; default: the recipe's"
+    )
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="changes",
+        metavar="KEY=VALUE",
+        help="change a value of the recipe, as loop.steps=100 or search.basis=paper; may be repeated",
+    )
+    train.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    train.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from madtp_core.errors import ConfigError
+    from madtp_core.tasks import load_model
+    from madtp_core.train.compress import CompressionRun, Data, check_device
+    from madtp_core.train.processes import current_processes, process_group
+    from madtp_core.train.recipe import read_recipe
+
+    changes: Sequence[str] = args.changes
+    if args.flops_ratio is not None:
+        changes = [*changes, f"flops_ratio={args.flops_ratio}"]
+    recipe = read_recipe(args.recipe, changes)
+    if Path(args.model).is_file():
+        raise ConfigError(f"{args.model!r} is a file: make a directory of it by `madtp convert` first")
+    with process_group(check_device(args.device)) as device:
+        model = load_model(args.model, device=str(device))
+        data = Data(
+            _examples(args.data, recipe.task, "train", _TRAIN_SCENES),
+            _examples(args.validation, recipe.task, "validation", _HELD_OUT_SCENES),
+            may_augment=not _is_shapes(args.data),
+        )
+        run = CompressionRun(recipe, model, data, args.output)
+        figures = run.train()
+        if current_processes().is_first:
+            for name, value in figures.items():
+                print(f"{name}: {value:.4g}")
+            best = args.output / "best"
+            kept = f"{best}, the best within the target" if best.is_dir() else "none was within the target"
+            print(f"written to {args.output / 'model'} (the last), {kept}")
+    return 0
+
+
+def _is_shapes(source: str) -> bool:
+    return source.split(":")[0] == "shapes" and not Path(source).exists()
+
+
+def _examples(source: str, task: str, split: Split, scenes: int) -> Examples:
+    """Drawn scenes, or the examples of a manifest."""
+    from madtp_core.errors import ConfigError
+    from madtp_core.train.manifest import read_manifest
+    from madtp_core.train.shapes_examples import ShapesExamples
+
+    if not _is_shapes(source):
+        return read_manifest(Path(source), task)
+    _, _, number = source.partition(":")
+    if number and (not number.isdigit() or int(number) < 1):
+        raise ConfigError(f"{source!r}: write shapes, or shapes:NUMBER")
+    return ShapesExamples(task, int(number) if number else scenes, split)

@@ -1,0 +1,81 @@
+"""Examples as requests of the served path, to be measured on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+
+from madtp_core.evaluate import Sample
+from madtp_core.tasks.text import TextCodec
+from madtp_core.train.examples import Example, Examples, Picture
+
+CANDIDATES = 8  # texts that an image is ranked against
+
+
+@dataclass(frozen=True)
+class HeldOut(Sequence[Sample]):
+    """Examples of a task as samples; pictures are opened when they are asked for.
+
+    prompt: what captions continue. candidates: texts of a ranking, the right one and others' at random; with
+    1, a pair, whose cost is what training steers. codec: with the model, which refuses longer texts than it
+    reads: they lose their last words, as in training.
+    """
+
+    examples: Examples
+    task: str
+    prompt: str = ""
+    candidates: int = CANDIDATES
+    codec: TextCodec | None = None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        example = self.examples[index]
+        fields, truth = self._asked(index, example)
+        return Sample(tuple(_pixels(picture) for picture in example.pictures), fields, truth)
+
+    def _asked(self, index: int, example: Example) -> tuple[dict[str, Any], Any]:
+        if self.task == "vqa":
+            return {"question": self._fitted(example.text)}, max(example.answers, key=lambda pair: pair[1])[0]
+        if self.task == "caption":
+            return {"prompt": self.prompt} if self.prompt else {}, (example.text,)
+        if self.task == "reasoning":
+            return {"statement": self._fitted(example.text)}, example.label
+        texts = [example.text, *self._others(index, example)]
+        return {"texts": tuple(map(self._fitted, texts))}, (0,)
+
+    def _fitted(self, text: str) -> str:
+        """As many of a text's words as the model reads."""
+        words = text.split()
+        while self.codec is not None and len(words) > 1:
+            if len(self.codec.tokenizer(" ".join(words))["input_ids"]) <= self.codec.max_text_tokens:
+                break
+            words.pop()
+        return " ".join(words)
+
+    def _others(self, index: int, example: Example) -> list[str]:
+        """Texts of other pictures, as many as there are up to the wanted number."""
+        rng = random.Random(f"candidates/{index}")
+        found: dict[str, None] = {}
+        for row in rng.sample(range(len(self)), min(len(self), 4 * self.candidates)):
+            other = self.examples[row]
+            if len(found) < self.candidates - 1 and other.key != example.key and other.text != example.text:
+                found.setdefault(other.text)
+        return list(found)
+
+
+def _pixels(picture: Picture) -> Any:
+    return np.asarray(picture.open())
