@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,14 +83,9 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, dtype: torch.dtype 
 
 
 def _write(checkpoint: Checkpoint, target: Path, dtype: torch.dtype | None) -> None:
-    module: nn.Module = checkpoint.model
-    kept = checkpoint.model.dtype
-    stored = dtype or kept
-    module.to(stored)
-    try:
+    stored = dtype or checkpoint.model.dtype
+    with _stored_as(checkpoint.model, stored):
         checkpoint.model.save_pretrained(target, max_shard_size=_MAX_SHARD)
-    finally:
-        module.to(kept)
     checkpoint.tokenizer.save_pretrained(target)
     geometry = checkpoint.image_geometry
     _write_json(target / PROCESSOR_JSON, _processor_config(geometry))
@@ -102,6 +99,18 @@ def _write(checkpoint: Checkpoint, target: Path, dtype: torch.dtype | None) -> N
         checkpoint.calibration.save(target / CALIBRATION)
     for file in target.iterdir():
         file.chmod(0o644)  # safetensors writes 0600, which a container's user could not read
+
+
+@contextmanager
+def _stored_as(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """The module in another dtype; afterwards it has its own values back, not rounded ones."""
+    values = {tensor: tensor.data for tensor in (*module.parameters(), *module.buffers())}
+    module.to(dtype)
+    try:
+        yield
+    finally:
+        for tensor, value in values.items():
+            tensor.data = value
 
 
 def load_checkpoint(name: str | Path, dtype: torch.dtype = torch.float32) -> Checkpoint:

@@ -6,15 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from madtp_core.tasks.vqa_network import VqaNetwork
-
-Evaluate = Callable[[VqaNetwork, float], Mapping[str, float]]  # network, prune temperature -> figures
-Save = Callable[[VqaNetwork, float, Path], None]  # network, prune temperature, directory
-
 
 @dataclass(frozen=True)
 class Hooks:
-    """How to evaluate the network and how to save it."""
+    """How to evaluate what is trained and how to save it."""
 
-    evaluate: Evaluate
-    save: Save
+    evaluate: Callable[[], Mapping[str, float]]
+    save: Callable[[Path], None]

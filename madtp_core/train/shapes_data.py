@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from madtp_core.data.shapes import ANSWERS, Question, ShapesVqa
+from madtp_core.data.shapes import Description, ShapesVqa
 from madtp_core.data.shapes.dataset import VqaExample
 from madtp_core.data.shapes.scene import CANVAS, GRID, SIZES, TEXTURES, SceneObject
 from madtp_core.images import ImageGeometry
-from madtp_core.tasks.text import TextCodec
 
 NUM_LOOK_LABELS = 1 + len(SIZES) * len(TEXTURES)
 
@@ -35,24 +34,21 @@ class SceneBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class VqaBatch:
-    """B scenes with Q questions.
+class Named:
+    """What Q texts speak of, by D descriptions each.
 
-    question_ids, question_mask [Q, L], reader [Q] question -> image, answer_ids [Q, A] with -100 behind the
-    end token, answer_labels [Q]: the answer's index in ANSWERS. spoken_of [Q, 2, patches] bool: where the
-    objects stand that a question's first and second description name; named_counts [Q, 2]: how many, -1
-    without one; named_centres [Q, 2, patches] bool: the patches that hold their centres.
+    patches [Q, D, patches] bool: where the objects stand that a description names; counts [Q, D]: how many,
+    -1 without one; centres [Q, D, patches] bool: the patches that hold their centres.
     """
 
-    scenes: SceneBatch
-    question_ids: Tensor
-    question_mask: Tensor
-    reader: Tensor
-    answer_ids: Tensor
-    answer_labels: Tensor
-    spoken_of: Tensor
-    named_counts: Tensor
-    named_centres: Tensor
+    patches: Tensor
+    counts: Tensor
+    centres: Tensor
+
+    def of(self, description: int) -> Named:
+        """One of the descriptions alone."""
+        chosen = slice(description, description + 1)
+        return Named(self.patches[:, chosen], self.counts[:, chosen], self.centres[:, chosen])
 
 
 @dataclass(frozen=True)
@@ -75,30 +71,6 @@ class ShapesBatches(Dataset[SceneBatch]):
         return scene_batch(self.examples(step))
 
 
-class ShapesVqaBatches(Dataset[VqaBatch]):
-    """Step -> the scenes of that step with their questions."""
-
-    def __init__(self, batches: ShapesBatches, codec: TextCodec) -> None:
-        self.batches, self.codec = batches, codec
-
-    def __getitem__(self, step: int) -> VqaBatch:
-        examples = self.batches.examples(step)
-        asked = [(row, question) for row, example in enumerate(examples) for question in example.questions]
-        ids, mask = self.codec.questions([question.text for _, question in asked])
-        start_id = self.codec.tokenizer.bos_token_id
-        return VqaBatch(
-            scene_batch(examples),
-            ids,
-            mask,
-            torch.tensor([row for row, _ in asked]),
-            self.codec.training_answers([question.answer for _, question in asked], start_id),
-            torch.tensor([ANSWERS.index(question.answer) for _, question in asked]),
-            torch.from_numpy(np.stack([spoken_of(examples[row], question) for row, question in asked])),
-            torch.tensor([named_counts(examples[row], question) for row, question in asked]),
-            torch.from_numpy(np.stack([named_centres(examples[row], question) for row, question in asked])),
-        )
-
-
 def scene_batch(examples: Sequence[VqaExample]) -> SceneBatch:
     """Stack scenes and their labels."""
     return SceneBatch(
@@ -116,20 +88,27 @@ def patch_cells(example: VqaExample) -> NDArray[np.int64]:
     return (cell[:, None] * GRID + cell).ravel()
 
 
-def spoken_of(example: VqaExample, question: Question) -> NDArray[np.bool_]:
-    """Where the objects stand that a question's first and second description name: bool [2, patches]."""
+def named(example: VqaExample, about: Sequence[Description]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Where the objects stand that each description names, and their centres: bool [D, patches] each."""
     cells = patch_cells(example)
-    patches = np.zeros((2, len(cells)), np.bool_)
-    for row, description in enumerate(question.about):
-        named = [thing.cell for thing in example.scene.objects if description.matches(thing)]
-        patches[row] = np.isin(cells, named) & (example.patch_labels > 0)
-    return patches
+    patches, marked = [], []
+    for description in about:
+        things = [thing for thing in example.scene.objects if description.matches(thing)]
+        in_cells = np.isin(cells, [thing.cell for thing in things])
+        patches.append(in_cells & (example.patch_labels > 0))
+        marked.append(centre_patches(example, things))
+    return np.stack(patches), np.stack(marked)
 
 
-def named_counts(example: VqaExample, question: Question) -> tuple[int, int]:
-    """How many objects a question's first and second description name; -1 for a description it has not."""
-    counts = [sum(map(description.matches, example.scene.objects)) for description in question.about]
-    return (counts[0], counts[1]) if len(counts) == 2 else (counts[0], -1)
+def named_by(asked: Sequence[tuple[VqaExample, Sequence[Description]]], descriptions: int) -> Named:
+    """What texts about scenes speak of, by so many descriptions each, those that it lacks included."""
+    patches = np.zeros((len(asked), descriptions, len(asked[0][0].patch_labels)), np.bool_)
+    centres = np.zeros_like(patches)
+    counts = np.full((len(asked), descriptions), -1)
+    for row, (example, about) in enumerate(asked):
+        patches[row, : len(about)], centres[row, : len(about)] = named(example, about)
+        counts[row, : len(about)] = [sum(map(one.matches, example.scene.objects)) for one in about]
+    return Named(torch.from_numpy(patches), torch.from_numpy(counts), torch.from_numpy(centres))
 
 
 def centre_patches(example: VqaExample, objects: Sequence[SceneObject]) -> NDArray[np.bool_]:
@@ -139,14 +118,6 @@ def centre_patches(example: VqaExample, objects: Sequence[SceneObject]) -> NDArr
     for thing in objects:
         marked[thing.y * side // CANVAS, thing.x * side // CANVAS] = True
     return marked.ravel()
-
-
-def named_centres(example: VqaExample, question: Question) -> NDArray[np.bool_]:
-    """The patches that hold the centres of what a question's two descriptions name: bool [2, patches]."""
-    marked = np.zeros((2, len(example.patch_labels)), np.bool_)
-    for row, description in enumerate(question.about):
-        marked[row] = centre_patches(example, [o for o in example.scene.objects if description.matches(o)])
-    return marked
 
 
 def look_labels(example: VqaExample) -> NDArray[np.int64]:

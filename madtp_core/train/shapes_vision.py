@@ -12,30 +12,29 @@ from torch.utils.data import DataLoader, Dataset
 
 from madtp_core.data.shapes import NUM_PATCH_LABELS
 from madtp_core.images import ImageGeometry
-from madtp_core.tasks.vqa_network import VqaNetwork
-from madtp_core.train.auxiliary import NUM_PATCH_OUTPUTS, patches_loss
-from madtp_core.train.hooks import Hooks
+from madtp_core.tasks.blip_network import BlipNetwork
+from madtp_core.train.patches import patches_loss
 from madtp_core.train.shapes_data import SceneBatch, ShapesBatches, pixel_values
 
 
 class ShapesVision:
-    """Trains the network's vision tower alone; a linear head that is thrown away names every patch.
+    """Trains the network's vision tower alone; head: a linear one that names every patch.
 
     held_out: scenes of another split, for the share of their objects' patches that is named right.
     """
 
     def __init__(
         self,
-        network: VqaNetwork,
+        network: BlipNetwork,
+        head: nn.Linear,
         data: ShapesBatches,
         held_out: ShapesBatches,
         geometry: ImageGeometry,
-        hooks: Hooks,
     ) -> None:
         self.network, self.data, self.held_out = network, data, held_out
-        self.geometry, self.hooks = geometry, hooks
+        self.geometry = geometry
         vision = network.blip.vision_model
-        self.head = nn.Linear(vision.config.hidden_size, NUM_PATCH_OUTPUTS)
+        self.head = head
         self.modules: nn.Module = nn.ModuleDict({"vision": vision, "head": self.head})
 
     def batches(self) -> Dataset[SceneBatch]:
@@ -55,7 +54,7 @@ class ShapesVision:
         steps = range(len(self.held_out.scenes) // self.held_out.batch_size)
         for batch in DataLoader(self.held_out, batch_size=None, sampler=steps):
             is_object = batch.patch_labels > 0
-            named = self._logits(batch)[:, :NUM_PATCH_LABELS].argmax(1)
+            named = self._logits(batch)[..., :NUM_PATCH_LABELS].argmax(-1)
             right += int((named == batch.patch_labels)[is_object].sum())
             asked += int(is_object.sum())
         return {"accuracy/object_patches": right / asked}
@@ -67,10 +66,10 @@ class ShapesVision:
         """Nothing to restore."""
 
     def save(self, directory: Path) -> None:
-        self.hooks.save(self.network, 0.0, directory)
+        """Nothing: what it trained goes on in memory, and lies in the loop's last checkpoint."""
 
     def _logits(self, batch: SceneBatch) -> Tensor:
-        """What the head says of every patch: [B, labels, patches] float32."""
+        """What the head says of every patch: [B, patches, outputs] float32."""
         tokens = self.network.encode_image(pixel_values(batch.images, self.geometry)).tokens
-        logits: Tensor = self.head(tokens.hidden[:, 1:]).float().transpose(1, 2)
+        logits: Tensor = self.head(tokens.hidden[:, 1:]).float()
         return logits

@@ -118,3 +118,10 @@ def test_mag_weights_without_their_geometry_are_an_error(saved):
 def test_a_name_that_leads_nowhere_is_an_error(name):
     with pytest.raises(CheckpointError, match=name):
         load_checkpoint(name)
+
+
+def test_saving_in_another_dtype_rounds_nothing_in_memory(vqa_checkpoint, tmp_path):
+    before = {name: value.clone() for name, value in vqa_checkpoint.model.state_dict().items()}
+    save_checkpoint(vqa_checkpoint, tmp_path / "half", torch.float16)
+    after = vqa_checkpoint.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from madtp_core.data.shapes.captions import NUMBER_WORDS, counted
-from madtp_core.data.shapes.census import ATTRIBUTES, Census, describe
+from madtp_core.data.shapes.census import ATTRIBUTES, Census, Description, describe
 from madtp_core.data.shapes.scene import Scene
 
 _ATTEMPTS: Final = 20
@@ -31,8 +31,21 @@ _CLAIMS: Final[dict[str, Callable[[int, int, int], bool]]] = {
 }
 
 
+class Statement(NamedTuple):
+    """A sentence about two images, whether it holds, and which objects it speaks of."""
+
+    text: str
+    holds: bool
+    about: Description
+
+
 def statement(left: Scene, right: Scene, rng: random.Random) -> tuple[str, bool]:
-    """Return a statement about two images, and whether it holds; half of them do.
+    """Return a statement about two images, and whether it holds; half of them do."""
+    return statement_about(left, right, rng)[:2]
+
+
+def statement_about(left: Scene, right: Scene, rng: random.Random) -> Statement:
+    """Return a statement about two images; half of them hold.
 
     Its truth is drawn first, then the claim, and then objects to speak of that make it so: hence each
     claim is true about as often as false, and words alone do not give the truth away.
@@ -52,4 +65,4 @@ def statement(left: Scene, right: Scene, rng: random.Random) -> tuple[str, bool]
                     indefinite=description.indefinite,
                     counted=counted(description, number),
                 )
-                return text, wanted
+                return Statement(text, wanted, description)
