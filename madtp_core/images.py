@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from madtp_core.errors import ConfigError
 
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _LONGEST_STRIP = 16  # times its shorter side; more of a picture would be resized only to be cut off
 
 
@@ -39,6 +40,26 @@ class ImageGeometry:
             raise ConfigError(f"image mean and std need three channels, got {self.mean} and {self.std}")
         if min(self.std) <= 0:
             raise ConfigError(f"image std must be positive, got {self.std}")
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """The first frame of an opened picture, turned as its EXIF says, as RGB.
+
+    Differs from transformers: transparent pixels show white, not the colour hidden under them; 16-bit grey
+    keeps its high byte instead of being clipped to white. Raises ConfigError for pixels of 32 bits, as they
+    have no defined range, and whatever Pillow raises on damaged files.
+    """
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode in _SIXTEEN_BIT_MODES:
+        high_byte = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
+        return Image.fromarray(high_byte).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise ConfigError(f"Pixels of mode {picture.mode} (32 bits) have no defined range.")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
 
 
 def preprocess_image(image: Image.Image, geometry: ImageGeometry) -> npt.NDArray[np.float32]:

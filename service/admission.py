@@ -1,31 +1,65 @@
-"""Who is let in: a bounded number of requests inside, and how long those turned away should wait."""
+"""Who is let in: bounded requests and predicted tokens inside, and how long those turned away should wait."""
 
 import math
 from collections import deque
+from dataclasses import dataclass
 
 RATE_WINDOW_S = 30.0
 MAX_RETRY_AFTER_S = 60
 _MAX_SAMPLES = 1024
+_FORGETTING = 0.98  # of a request's weight in the typical one, with every request after it
+
+
+@dataclass(eq=False)
+class Place:
+    """What one request inside takes up, in predicted tokens."""
+
+    tokens: float
 
 
 class Admission:
-    """Counts the requests inside the service and the rate at which they are answered; times in seconds."""
+    """Counts what is inside for one model, and the rate at which it is answered; times in seconds.
 
-    def __init__(self, limit: int) -> None:
+    A request enters before its body is read, as a typical one; what it really asks for is known later, and
+    still before anything is decoded (`resize`). max_tokens: predicted tokens inside; a request that is larger
+    than that is served alone.
+    """
+
+    def __init__(self, limit: int, *, max_tokens: float = math.inf, typical_tokens: float = 1.0) -> None:
         self.limit = limit
+        self.max_tokens = max_tokens
         self.inside = 0
+        self.tokens = 0.0
+        self._typical_tokens = typical_tokens
         self._answered_s: deque[float] = deque(maxlen=_MAX_SAMPLES)
 
-    def try_enter(self) -> bool:
-        """Lets one request in; False when all places are taken. Every True needs one `leave`."""
+    @property
+    def pressure(self) -> float:
+        """The share of its places or of its tokens that is taken, 0 to 1: whichever is larger."""
+        return min(1.0, max(self.inside / self.limit, self.tokens / self.max_tokens))
+
+    def try_enter(self) -> Place | None:
+        """Lets one request in; None when all places or tokens are taken. Every place needs one `leave`."""
+        place = Place(0.0)
         if self.inside >= self.limit:
-            return False
+            return None
         self.inside += 1
+        if self._try_take(place, self._typical_tokens):
+            return place
+        self.inside -= 1
+        return None
+
+    def try_resize(self, place: Place, tokens: float) -> bool:
+        """Corrects what a request inside takes up; False, and nothing changes, when there is not so much."""
+        if not self._try_take(place, tokens):
+            return False
+        self._typical_tokens += (1 - _FORGETTING) * (tokens - self._typical_tokens)
         return True
 
-    def leave(self, now_s: float, *, was_answered: bool) -> None:
+    def leave(self, place: Place, now_s: float, *, was_answered: bool) -> None:
         """Frees a place; only answers of the model count for the rate."""
         self.inside -= 1
+        self.tokens -= place.tokens
         if was_answered:
             self._answered_s.append(now_s)
 
@@ -39,3 +73,11 @@ class Admission:
             return 1
         rate_per_s = len(recent) / max(now_s - recent[0], 1e-3)
         return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self.inside / rate_per_s)))
+
+    def _try_take(self, place: Place, tokens: float) -> bool:
+        others = self.tokens - place.tokens
+        if self.inside > 1 and tokens > place.tokens and others + tokens > self.max_tokens:
+            return False
+        self.tokens = others + tokens
+        place.tokens = tokens
+        return True

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
+from service.auth import ApiKeys
 from service.body import field_error
 from service.engine import load_model
 from service.errors import ApiError
-from service.middleware import RequestGuard, error_response
-from service.model import VqaModel
-from service.routes import router
+from service.middleware import REQUEST_ID_HEADER, RequestGuard, error_response
+from service.model import Model
+from service.routes import build_router
 from service.runtime import Runtime
 from service.settings import Settings, load_settings
 
@@ -29,7 +31,7 @@ Errors of every route have one shape; `docs/api.md` holds the table of their cod
 _HTTP_CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_allowed"}
 
 
-def create_app(settings: Settings | None = None, models: Mapping[str, VqaModel] | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, models: Mapping[str, Model] | None = None) -> FastAPI:
     """Builds the app; models are loaded in the background once it runs.
 
     `settings` default to the environment. `models` are served instead of those that the settings name. Raises
@@ -53,22 +55,35 @@ def create_app(settings: Settings | None = None, models: Mapping[str, VqaModel] 
         lifespan=lifespan,
     )
     app.state.runtime = runtime
+    app.add_middleware(ApiKeys, settings=settings)
     app.add_middleware(RequestGuard, max_body_bytes=settings.max_body_bytes)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, **_cors(settings))
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_query)
-    app.include_router(router)
+    app.include_router(build_router())
     return app
 
 
-def _loaders(settings: Settings, models: Mapping[str, VqaModel] | None) -> dict[str, Callable[[], VqaModel]]:
+def _loaders(settings: Settings, models: Mapping[str, Model] | None) -> dict[str, Callable[[], Model]]:
     if models is None:
         return {model.name: partial(load_model, model, settings) for model in settings.models}
     return {name: partial(_loaded, model) for name, model in models.items()}
 
 
-def _loaded(model: VqaModel) -> VqaModel:
+def _loaded(model: Model) -> Model:
     return model
+
+
+def _cors(settings: Settings) -> dict[str, Any]:
+    """What pages of other origins may do: all that the API offers, without cookies."""
+    return {
+        "allow_origins": settings.cors_origins,
+        "allow_methods": ["GET", "POST"],
+        "allow_headers": ["authorization", "content-type", REQUEST_ID_HEADER],
+        "expose_headers": [REQUEST_ID_HEADER, "retry-after"],
+    }
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -15,13 +15,18 @@ from service.errors import ApiError
 Fields = TypeVar("Fields", bound=BaseModel)
 MAX_PARTS = 1000
 _MAX_NAME_LENGTH = 64
-_CODES = {"json_invalid": "malformed_json", "missing": "missing_field", "extra_forbidden": "unknown_field"}
+_CODES = {
+    "json_invalid": "malformed_json",
+    "missing": "missing_field",
+    "missing_field": "missing_field",
+    "extra_forbidden": "unknown_field",
+    "conflicting_fields": "conflicting_fields",
+}
+FILES = ("image", "images")  # fields that may be files
 
 
-async def read_fields(
-    request: Request, schema: type[Fields], *, files: Sequence[str], repeated: Sequence[str], max_bytes: int
-) -> Fields:
-    """Reads and validates the body. `files` are fields that may be files, `repeated` those that are lists.
+async def read_fields(request: Request, schema: type[Fields], *, max_bytes: int) -> Fields:
+    """Reads and validates the body; in multipart, a field that is a list is a repeated part.
 
     Both forms meet the same schema: JSON strictly (a number is a number), multipart with its texts converted.
     Raises ApiError.
@@ -33,7 +38,7 @@ async def read_fields(
         if content_type == "application/json":
             return schema.model_validate_json(await request.body(), strict=True)
         if content_type == "multipart/form-data":
-            return schema.model_validate(await _read_form(request, schema, files, repeated, max_bytes))
+            return schema.model_validate(await _read_form(request, schema, max_bytes))
     except ValidationError as error:
         raise field_error(error.errors(include_url=False, include_input=False)) from error
     raise ApiError("unsupported_content_type")
@@ -45,15 +50,13 @@ def field_error(problems: Sequence[Any]) -> ApiError:
     code = _CODES.get(problem["type"], "invalid_value")
     if code == "malformed_json":
         return ApiError(code, f"The body is not valid JSON: {problem['ctx']['error']}.")
-    field, *inner = problem["loc"] or ("",)
+    field, *inner = problem["loc"] or (problem.get("ctx", {}).get("param", ""),)
     places = [str(place) for place in inner if isinstance(place, int)]  # pydantic names a union's members too
     param = ".".join([str(field)[:_MAX_NAME_LENGTH], *places]) or None
     return ApiError(code, f"{problem['msg']}.", param=param)
 
 
-async def _read_form(
-    request: Request, schema: type[BaseModel], files: Sequence[str], repeated: Sequence[str], max_bytes: int
-) -> dict[str, Any]:
+async def _read_form(request: Request, schema: type[BaseModel], max_bytes: int) -> dict[str, Any]:
     parser = MultiPartParser(
         request.headers, request.stream(), max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=max_bytes
     )
@@ -62,10 +65,11 @@ async def _read_form(
         form = await parser.parse()
     except MultiPartException as error:
         raise ApiError("malformed_multipart", error.message) from error
+    lists = [name for name, field in schema.model_fields.items() if _is_list(field.annotation)]
     fields: dict[str, Any] = {}
     for name, part in form.multi_items():
-        value = await _part_value(name, part, files)
-        if name in repeated:
+        value = await _part_value(name, part)
+        if name in lists:
             fields.setdefault(name, []).append(value)
         elif name in fields:
             raise ApiError("duplicate_field", param=name[:_MAX_NAME_LENGTH])
@@ -74,10 +78,15 @@ async def _read_form(
     return fields
 
 
-async def _part_value(name: str, part: str | UploadFile, files: Sequence[str]) -> str | bytes:
+def _is_list(annotation: Any) -> bool:
+    """Whether a field is a list, or one that may be left out."""
+    return get_origin(annotation) is list or any(map(_is_list, get_args(annotation)))
+
+
+async def _part_value(name: str, part: str | UploadFile) -> str | bytes:
     if isinstance(part, str):
         return part
-    if name not in files:
+    if name not in FILES:
         raise ApiError(
             "invalid_value", "This field is text; it cannot be a file.", param=name[:_MAX_NAME_LENGTH]
         )

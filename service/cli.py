@@ -12,7 +12,7 @@ import uvicorn
 
 from service.app import create_app
 from service.logs import configure_logging
-from service.model import VqaModel
+from service.model import Model
 from service.runtime import Runtime
 from service.settings import PREFIX, Settings, SettingsError, load_settings
 
@@ -50,11 +50,11 @@ class DrainingServer(uvicorn.Server):
             return False
         drained_s = time.monotonic() - self._drain_began_s
         settings = self._runtime.settings
-        is_empty = self._runtime.admission.inside == 0
+        is_empty = self._runtime.fleet.inside == 0
         return drained_s >= settings.drain_timeout_s or (is_empty and drained_s >= settings.drain_delay_s)
 
 
-def serve(settings: Settings, models: Mapping[str, VqaModel] | None = None) -> int:
+def serve(settings: Settings, models: Mapping[str, Model] | None = None) -> int:
     """Serves until a signal or the engine's death; gives the exit status, 0 or 1."""
     configure_logging(settings.log_level)
     app = create_app(settings, models)
@@ -78,10 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     try:
-        settings = load_settings(**given)
+        return serve(load_settings(**given))
     except SettingsError as error:
         parser.error(str(error))
-    return serve(settings)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,33 +8,39 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from madtp_core.errors import MadtpError
+from service.admission import Admission
 from service.batcher import Batcher, Ticket
+from service.controller import TargetClass
 from service.errors import ApiError
+from service.forward import Forward
 from service.health import CheckRecord
-from service.job import Job, Served
-from service.model import BatchRecord, VqaModel, prune_temperature_for, trial_query
+from service.isolation import Isolation
+from service.job import Job
+from service.model import BatchRecord, Model, image_tokens
+from service.needs import Needs
 
 if TYPE_CHECKING:
-    from madtp_core.tasks.vqa import VqaAnswer, VqaQuery
     from service.settings import ModelSource, Settings
 
 logger = logging.getLogger(__name__)
 
 Phase = Literal["loading", "warming", "ready", "failed", "stopped"]
-WARM_UP_BUDGET_S = 5.0
 MAX_MESSAGE_LENGTH = 300
 
 
-def load_model(source: ModelSource, settings: Settings) -> VqaModel:
+def load_model(source: ModelSource, settings: Settings) -> Model:
     """Loads a checkpoint on this thread; torch is first imported here, while the probes already answer."""
     import torch
 
     from madtp_core.checkpoint import read_config
     from madtp_core.config import PruningConfig
-    from madtp_core.tasks.vqa import BlipVqa
+    from madtp_core.image_cache import ImageCache
+    from madtp_core.tasks import load_model as load
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -42,45 +48,72 @@ def load_model(source: ModelSource, settings: Settings) -> VqaModel:
     pruning = None
     if settings.pruning_method and settings.flops_target < 1 and read_config(source.source).pruning is None:
         pruning = PruningConfig(settings.pruning_method, options={"flops_ratio": settings.flops_target})
-    return BlipVqa.from_pretrained(source.source, device=settings.device, dtype=dtype, pruning=pruning)
+    model = load(source.source, device=settings.device, dtype=dtype, pruning=pruning)
+    if settings.image_cache_bytes:
+        model.image_cache = ImageCache(settings.image_cache_bytes)
+    return cast("Model", model)
+
+
+def gpu_readings(device: str) -> tuple[Callable[[], float] | None, Callable[[], float] | None]:
+    """What to ask for the memory that this process uses on a GPU, in bytes, and for its power, in watts.
+
+    None for what cannot be told: on a CPU both, without NVIDIA's management library the power.
+    """
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return None, None
+    with suppress(Exception):  # torch raises what the missing library's bindings raise
+        torch.cuda.power_draw(device)
+        return partial(torch.cuda.memory_allocated, device), lambda: torch.cuda.power_draw(device) / 1000
+    return partial(torch.cuda.memory_allocated, device), None
 
 
 class Engine:
     """Owns one model, its batcher and its thread; what stands under "any thread" may be called from any.
 
     `load` runs on the engine's thread. `on_batch` is called there after every batch that was answered,
-    `on_death` when the thread ends by an error: the engine never works again after that.
+    `on_ready` once when it is warm, `on_death` when the thread ends by an error: the engine never works again
+    after that.
     """
-
-    task = "vqa"
 
     def __init__(
         self,
         name: str,
-        load: Callable[[], VqaModel],
+        load: Callable[[], Model],
         settings: Settings,
         *,
+        on_ready: Callable[[Engine], None] = lambda engine: None,
         on_batch: Callable[[BatchRecord], None] = lambda record: None,
         on_death: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.phase: Phase = "loading"
-        self.model: VqaModel | None = None
-        self.description: dict[str, object] | None = None
+        self.model: Model | None = None
+        self.tasks: tuple[str, ...] = ()
+        self.description: dict[str, Any] | None = None
+        self.image_tokens = 1
+        self.admission = Admission(settings.max_queue)
+        self.needs = Needs(name, settings.state_dir)
         self._load = load
         self._settings = settings
+        self._on_ready = on_ready
         self._on_batch = on_batch
         self._on_death = on_death
         self._clock = clock
+        is_padded = settings.keep_mode == "max_keep"
         self._batcher = Batcher(
             max_batch_size=settings.max_batch_size,
             max_batch_wait_s=settings.max_batch_wait_s,
             max_queue=settings.max_queue,
+            order=settings.batching if is_padded else "fifo",  # packed, a batch's mates cost nothing
+            is_padded=is_padded,
+            max_batch_tokens=settings.max_batch_tokens or math.inf,
         )
         self._keys = itertools.count()
         self._waiting: dict[int, Job] = {}
-        self._running: list[Job] = []
+        self._running: Sequence[Job] = ()
         self._running_since_s: float | None = None
         self._wake = threading.Condition()
         self._is_stopping = False
@@ -104,6 +137,15 @@ class Engine:
         """How many jobs wait for a batch."""
         return len(self._batcher)
 
+    def queued_tokens(self) -> float:
+        """Their predicted tokens."""
+        return self._batcher.queued_tokens
+
+    def rank_correlation(self) -> float:
+        """Of predicted with measured difficulty; not a number before enough was measured."""
+        found = self.needs.rank_correlation
+        return math.nan if found is None else found
+
     def health(self) -> ApiError | None:
         """None when the engine can serve; otherwise the error that a request gets now."""
         if self.phase in ("loading", "warming"):
@@ -116,14 +158,31 @@ class Engine:
             return ApiError("engine_failed")
         return None
 
+    @property
+    def predicts_difficulty(self) -> bool:
+        """Whether its requests differ in need: a method with a schedule keeps as much of everyone."""
+        pruning = None if self.model is None else self.model.pruning
+        return pruning is not None and not pruning.is_scheduled
+
+    def typical_need(self, target: TargetClass) -> float:
+        """The share of its tokens that a request is likely to need, before anything is known of it."""
+        return 1.0 if target.flops_ratio >= 1 else self.needs.mean
+
     def submit(self, job: Job) -> int:
         """Queues a job and gives the key to cancel it by; raises ApiError when dead, starting or full."""
+        assert job.prepared is not None, "a job is prepared before it is submitted"
+        assert job.target is not None, "a job knows its target before it is submitted"
         with self._wake:
             if self.phase != "ready":
                 raise self.health() or ApiError("engine_failed")
+            if job.prepared.features is not None and job.target.flops_ratio < 1:
+                job.predicted_difficulty = self.needs.predict(job.prepared.features)
+            need = job.predicted_difficulty or self.typical_need(job.target)
             key = next(self._keys)
             job.submitted_s = self._clock()
-            if not self._batcher.submit(Ticket(key, job.submitted_s, job.deadline_s)):
+            job.tokens = need * job.prepared.dense_tokens
+            lane = job.task, self._lane(job.target)
+            if not self._batcher.submit(Ticket(key, job.submitted_s, job.deadline_s, job.tokens, lane)):
                 raise ApiError("overloaded")
             self._waiting[key] = job
             self._wake.notify()
@@ -135,21 +194,23 @@ class Engine:
             if self._batcher.cancel(key):
                 del self._waiting[key]
 
+    def _lane(self, target: TargetClass) -> str:
+        """Who may run together: under max_keep one target class, packed all who are pruned."""
+        if self._settings.keep_mode == "max_keep":
+            return target.name
+        return "pruned" if target.flops_ratio < 1 else "exact"
+
     # The engine's thread.
 
     def _run(self) -> None:
         try:
-            model = self._load()
-            self.phase = "warming"
-            self._warm_up(model)
-            self.model, self.description = model, model.describe()
-            self.phase = "ready"
+            forward = self._start_up()
             logger.info("engine ready", extra={"model": self.name})
-            while (jobs := self._next_jobs()) is not None:
+            while (jobs := self._next_jobs(forward)) is not None:
                 if jobs:
-                    self._serve(model, jobs)
+                    self._serve(forward, jobs)
                 else:
-                    self._probe(model)
+                    self._probe(forward)
             self._end("stopped", ApiError("draining"))
         except BaseException as error:
             # A MadtpError can only come from loading here: its text is for the operator and holds no request.
@@ -158,6 +219,21 @@ class Engine:
             self._end("failed", ApiError("engine_failed"))
             self._on_death()
 
+    def _start_up(self) -> Forward:
+        model = self._load()
+        self.phase = "warming"
+        forward = Forward(self.name, model, self._settings, self._clock)
+        self.tasks, self.image_tokens = forward.tasks, image_tokens(model)
+        self.admission.max_tokens = (
+            self._settings.max_queue_tokens or self._settings.max_queue * self.image_tokens
+        )
+        forward.warm_up()
+        self._checks.note(self._clock(), passed=True)
+        self.model, self.description = model, model.describe()
+        self.phase = "ready"
+        self._on_ready(self)
+        return forward
+
     def _end(self, phase: Phase, error: ApiError) -> None:
         """Refuses new jobs from here on and answers everyone who still waits."""
         with self._wake:
@@ -165,10 +241,11 @@ class Engine:
             self._batcher.drain()
             left = [*self._running, *self._waiting.values()]
             self._waiting.clear()
+            self.needs.save()
         for job in left:
             job.fail(error)
 
-    def _next_jobs(self) -> list[Job] | None:
+    def _next_jobs(self, forward: Forward) -> list[Job] | None:
         """Waits for a batch; an empty one asks for a probe, None for the end."""
         with self._wake:
             while not self._is_stopping:
@@ -180,74 +257,62 @@ class Engine:
                 for key in decision.expired:
                     self._waiting.pop(key).fail(ApiError("deadline_exceeded"))
                 if decision.batch:
+                    forward.steering.set_pressure(self.admission.pressure, now_s)
                     return [self._waiting.pop(key) for key in decision.batch]
                 wake_at_s = probe_due_s if decision.wake_at_s is None else decision.wake_at_s
                 self._wake.wait(min(wake_at_s, probe_due_s) - now_s)
         return None
 
-    def _serve(self, model: VqaModel, jobs: list[Job]) -> None:
-        """Answers every job, whatever goes wrong."""
+    def _serve(self, forward: Forward, jobs: list[Job]) -> None:
+        """Answers every job, whatever goes wrong; one that spoils its batch is searched for and found."""
         self._running = jobs
         try:
-            self._answer(model, jobs)
+            parts = Isolation(jobs)
+            while part := parts.next():
+                error = self._attempt(forward, [job for job in part if not job.is_settled])
+                if error is None:
+                    parts.passed()
+                else:
+                    for culprit in parts.failed():
+                        culprit.fail(self._blame(error, culprit))
         except Exception:
             logger.exception("batch failed outside the model", extra={"model": self.name})
             for job in jobs:
                 job.fail(ApiError("internal"))
-        self._running = []
+        self._running = ()
 
-    def _answer(self, model: VqaModel, jobs: list[Job]) -> None:
-        """Runs a batch; one that fails is split until the culprit is alone (2 log2 B more passes for one)."""
-        jobs = [job for job in jobs if not job.is_settled]
+    def _attempt(self, forward: Forward, jobs: list[Job]) -> Exception | None:
+        """Answers a batch, or gives what the model raised."""
         if not jobs:
-            return
-        prune_temperature = prune_temperature_for(model, self._settings, len(jobs))
-        started_s = self._clock()
-        try:
-            answers = self._predict(model, [job.query for job in jobs], prune_temperature)
-        except Exception as error:
-            if len(jobs) == 1:
-                jobs[0].fail(self._blame(error, jobs[0]))
-            else:
-                middle = len(jobs) // 2
-                self._answer(model, jobs[:middle])
-                self._answer(model, jobs[middle:])
-            return
-        finished_s = self._clock()
-        self._checks.note(finished_s, passed=True)
-        inference_s = max(0.0, finished_s - started_s - sum(answer.postprocess_s for answer in answers))
-        for job, answer in zip(jobs, answers, strict=True):
-            job.succeed(
-                Served(
-                    answer=answer,
-                    started_s=started_s,
-                    batch_size=len(jobs),
-                    keep_mode=self._settings.keep_mode,
-                    prune_temperature=prune_temperature,
-                    inference_s=inference_s,
-                )
-            )
-        longest = sum(max(a.spent.traces[branch][0].dense for a in answers) for branch in ("vision", "text"))
-        self._on_batch(
-            BatchRecord(self.task, self.name, len(jobs), len(jobs) * longest, prune_temperature),
-        )
-
-    def _predict(
-        self, model: VqaModel, queries: Sequence[VqaQuery], prune_temperature: float
-    ) -> list[VqaAnswer]:
-        """One checked forward pass; raises what the model raises, or RuntimeError on a wrong answer."""
+            return None
         self._running_since_s = self._clock()
         try:
-            answers = model.predict(
-                queries, prune_temperature=prune_temperature, keep_mode=self._settings.keep_mode
-            )
+            served, record = forward.run(jobs)
+        except Exception as error:
+            if _is_out_of_memory(error):
+                self._shrink(jobs)
+            return error
         finally:
             self._running_since_s = None
-        if len(answers) != len(queries):
-            raise RuntimeError(f"the model returned {len(answers)} answers to {len(queries)} queries")
-        if not all(math.isfinite(answer.score) for answer in answers):
-            raise RuntimeError("the model returned a score that is not finite")
-        return answers
+        for job, answer in zip(jobs, served, strict=True):
+            job.succeed(answer)
+        now_s = self._clock()
+        self._checks.note(now_s, passed=True)
+        with self._wake:
+            self._batcher.note_success()
+            self.needs.observe(jobs, served)
+            self.needs.save_when_due(now_s)
+        self._on_batch(record)
+        return None
+
+    def _shrink(self, jobs: Sequence[Job]) -> None:
+        """Lets batches hold half of what did not fit."""
+        import torch
+
+        logger.warning("out of memory", extra={"model": self.name, "batch_size": len(jobs)})
+        with self._wake:
+            self._batcher.note_out_of_memory(self._batcher.cost([job.tokens for job in jobs]))
+        torch.cuda.empty_cache()
 
     def _blame(self, error: Exception, job: Job) -> ApiError:
         """The error of a job that failed alone; unless the model refused it, a probe follows."""
@@ -257,27 +322,18 @@ class Engine:
         self._checks.suspect()
         return ApiError("internal")
 
-    def _warm_up(self, model: VqaModel) -> None:
-        """Runs batches of 1, 2, 4, ... as far as the time allows; raises what the model raises."""
-        settings = self._settings
-        # For every size: a calibration with gaps is found now, not while serving.
-        temperatures = {
-            size: prune_temperature_for(model, settings, size)
-            for size in range(1, settings.max_batch_size + 1)
-        }
-        query = trial_query(model)
-        started_s, batch_size = self._clock(), 1
-        while batch_size in temperatures and self._clock() - started_s < WARM_UP_BUDGET_S:
-            self._predict(model, [query] * batch_size, temperatures[batch_size])
-            batch_size *= 2
-        self._checks.note(self._clock(), passed=True)
-
-    def _probe(self, model: VqaModel) -> None:
-        """Runs one query of our own: passing clears the engine of suspicion, failing makes it not ready."""
+    def _probe(self, forward: Forward) -> None:
+        """Passing clears the engine of suspicion, failing makes it not ready."""
         try:
-            self._predict(model, [trial_query(model)], prune_temperature_for(model, self._settings, 1))
+            forward.probe()
         except Exception:
             logger.exception("probe failed", extra={"model": self.name})
             self._checks.note(self._clock(), passed=False)
         else:
             self._checks.note(self._clock(), passed=True)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch's own error on a GPU; on a CPU it raises a RuntimeError that only its text tells apart."""
+    is_torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return is_torchs or isinstance(error, MemoryError)

@@ -25,6 +25,7 @@ ERRORS: Mapping[str, ErrorKind] = {
     "missing_field": ErrorKind(422, _BAD, "invalid", "A required field is missing."),
     "unknown_field": ErrorKind(422, _BAD, "invalid", "There is no such field."),
     "duplicate_field": ErrorKind(422, _BAD, "invalid", "The field is given more than once."),
+    "conflicting_fields": ErrorKind(422, _BAD, "invalid", "Two fields exclude each other."),
     "invalid_value": ErrorKind(422, _BAD, "invalid", "The value is not allowed."),
     "invalid_base64": ErrorKind(
         422, _BAD, "invalid", "The text is neither base64 nor a data: URL with base64."
@@ -33,14 +34,19 @@ ERRORS: Mapping[str, ErrorKind] = {
         422,
         _BAD,
         "invalid",
-        "This server fetches no images from URLs; send the image as a file, base64 or a data: URL.",
+        "This server does not fetch that URL; send the image as a file, base64 or a data: URL.",
     ),
+    "image_url_failed": ErrorKind(422, _BAD, "invalid", "The image's URL could not be fetched."),
     "empty_image": ErrorKind(422, _BAD, "invalid", "The image has no bytes."),
     "image_too_small": ErrorKind(422, _BAD, "invalid", "The image must be at least 3 x 3 pixels."),
     "invalid_image": ErrorKind(422, _BAD, "invalid", "The image is truncated or damaged."),
     "rejected_by_model": ErrorKind(422, _BAD, "invalid", "The model cannot take this request."),
+    "unauthorized": ErrorKind(
+        401, "authentication", "invalid", "Send a valid key: Authorization: Bearer <key>."
+    ),
     "route_not_found": ErrorKind(404, "not_found", "invalid", "There is no such route."),
     "model_not_found": ErrorKind(404, "not_found", "invalid", "There is no such model."),
+    "task_not_served": ErrorKind(404, "not_found", "invalid", "No model here serves this task."),
     "method_not_allowed": ErrorKind(405, _BAD, "invalid", "The route does not have this method."),
     "unsupported_content_type": ErrorKind(
         415, _BAD, "invalid", "Send multipart/form-data or application/json."

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from service.admission import Place
+from service.controller import Setting, TargetClass
 
 if TYPE_CHECKING:
-    from madtp_core.tasks.vqa import VqaAnswer, VqaQuery
+    from madtp_core.tasks.cost import Spent
 
 STAGES = ("queue", "decode", "preprocess", "inference", "postprocess")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a preprocessing thread hands back: the query, and seconds: waiting, decoding, resizing."""
+    """What a preprocessing thread hands back: the query, and seconds: waiting, decoding, resizing.
 
-    query: VqaQuery
+    dense_tokens: of the request unpruned, all branches, words counted for tokens. features: what its
+    difficulty is predicted from; None where nothing is to be predicted.
+    """
+
+    query: Any
+    images: int
+    dense_tokens: float
+    features: tuple[float, ...] | None
     thread_wait_s: float
     decode_s: float
     preprocess_s: float
@@ -25,18 +36,20 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Served:
-    """What the engine hands back: an answer and the batch it was made in.
+    """What the engine hands back: an answer as plain values and the batch it was made in.
 
     `started_s` is when that batch began (the last attempt, when a failed batch was split); `inference_s` is
     the batch's forward pass and decoding, without the detokenising of its members.
     """
 
-    answer: VqaAnswer
+    shown: dict[str, Any]
+    spent: Spent
     started_s: float
     batch_size: int
     keep_mode: str
-    prune_temperature: float
+    setting: Setting
     inference_s: float
+    postprocess_s: float
 
 
 @dataclass(eq=False)
@@ -44,8 +57,8 @@ class Job:
     """One request. Times are seconds of one monotonic clock; `seconds` are durations per stage.
 
     The event loop alone writes here: threads hand over `Prepared` and `Served`, and the engine touches only
-    `future`, which takes exactly one answer or one error. `model` is the default model's name until the
-    request has named another.
+    `future`, which takes exactly one answer or one error. `model` is the name of the task's default model
+    until the request has named another; `tokens` are those that it is predicted to need.
     """
 
     request_id: str
@@ -53,17 +66,42 @@ class Job:
     model: str
     arrived_s: float
     deadline_s: float
+    target: TargetClass | None = None
+    place: Place | None = None
+    tokens: float = 0.0
     future: Future[Served] = field(default_factory=Future)
     prepared: Prepared | None = None
+    predicted_difficulty: float | None = None
     submitted_s: float | None = None
     served: Served | None = None
     outcome: str = "open"
     error_code: str | None = None
     finished_s: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, str | int | float | None]:
+        """What log and trace tell of a request: never its images, texts or keys."""
+        facts: dict[str, str | int | float | None] = {
+            "request_id": self.request_id,
+            "task": self.task,
+            "model": self.model,
+            "outcome": self.outcome,
+            "code": self.error_code,
+            **{f"{stage}_s": round(seconds, 6) for stage, seconds in self.seconds.items()},
+        }
+        if self.served is not None:
+            facts |= {
+                "batch_size": self.served.batch_size,
+                "prune_temperature": self.served.setting.prune_temperature,
+                "flops_ratio": round(self.served.spent.cost.flops_ratio, 4),
+                "difficulty_predicted": self.predicted_difficulty,
+                "difficulty_measured": self.served.spent.difficulty,
+            }
+        return facts
 
     @property
-    def query(self) -> VqaQuery:
+    def query(self) -> Any:
         """What the model is asked; only a prepared job has it."""
         assert self.prepared is not None, "a job is prepared before it is submitted"
         return self.prepared.query
@@ -87,7 +125,7 @@ class Job:
         """Writes down what preprocessing made and took; waiting for its thread counts as queueing."""
         self.prepared = prepared
         self.seconds["queue"] = prepared.thread_wait_s
-        self.seconds["decode"] = prepared.decode_s
+        self.seconds["decode"] = self.seconds.get("decode", 0.0) + prepared.decode_s
         self.seconds["preprocess"] = prepared.preprocess_s
 
     def note_served(self, served: Served) -> None:
@@ -96,4 +134,4 @@ class Job:
         if self.submitted_s is not None:
             self.seconds["queue"] = self.seconds.get("queue", 0.0) + served.started_s - self.submitted_s
         self.seconds["inference"] = served.inference_s
-        self.seconds["postprocess"] = served.answer.postprocess_s
+        self.seconds["postprocess"] = served.postprocess_s

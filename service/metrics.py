@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -17,6 +18,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from service.report import BRANCHES, branch_density, branch_traces
+
 if TYPE_CHECKING:
     from service.job import Job
     from service.model import BatchRecord
@@ -26,6 +29,23 @@ _RATIOS = tuple(step / 20 for step in range(1, 21))
 _FLOPS = tuple(base * 10**power for power in range(7, 14) for base in (1, 2, 5))
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _TOKENS = tuple(2**power for power in range(4, 18))
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is told of a model: labels, and functions that a scrape asks; None where there is no GPU."""
+
+    model: str
+    task: str
+    device: str
+    dtype: str
+    keep_mode: str
+    flops_target: float
+    queue_depth: Callable[[], float]
+    queue_tokens: Callable[[], float]
+    rank_correlation: Callable[[], float]
+    gpu_memory_bytes: Callable[[], float] | None
+    gpu_power_watts: Callable[[], float] | None
 
 
 class Metrics:
@@ -56,37 +76,43 @@ class Metrics:
         self._difficulty = self._histogram("difficulty", "measured need, 0 to 1", _RATIOS, "task")
         self._batch_size = self._histogram("batch_size", "requests in a batch", _BATCH, "task")
         self._batch_tokens = self._histogram(
-            "batch_tokens", "tokens entering a batch, both branches, pads included", _TOKENS, "task"
+            "batch_tokens", "tokens entering a batch, all branches, pads included", _TOKENS, "task"
         )
         self._queue_depth = self._gauge("queue_depth", "requests waiting for a batch", "task")
+        self._queue_tokens = self._gauge("queue_tokens", "their predicted tokens", "task")
+        self._correlation = self._gauge(
+            "difficulty_rank_correlation", "Spearman's, of predicted and measured difficulty", "task"
+        )
         self._temperature = self._gauge("prune_temperature", "prune temperature of the last batch", "task")
-        self._target = self._gauge("flops_target_ratio", "operations wanted, spent / dense", "task")
+        self._target = self._gauge(
+            "flops_target_ratio", "operations aimed at by the last batch, spent / dense", "task"
+        )
         self._shed = self._counter("shed", "requests turned away, by error code", "task", "reason")
         self._decoded = self._counter("images_decoded", "images decoded")
         self._info = self._gauge("model_info", "1 for every model", "task", "device", "dtype", "keep_mode")
+        self._gpu_memory = self._gauge("gpu_memory_bytes", "of the model's GPU, in use by this process")
+        self._gpu_power = self._gauge("gpu_power_watts", "drawn by the model's GPU, where it says so")
 
-    def add_model(
-        self,
-        *,
-        model: str,
-        task: str,
-        device: str,
-        dtype: str,
-        keep_mode: str,
-        flops_target: float,
-        queue_depth: Callable[[], int],
-    ) -> None:
-        """Announces a model; `queue_depth` is asked at every scrape."""
-        self._info.labels(model=model, task=task, device=device, dtype=dtype, keep_mode=keep_mode).set(1)
-        self._target.labels(model=model, task=task).set(flops_target)
-        self._queue_depth.labels(model=model, task=task).set_function(queue_depth)
+    def add_model(self, facts: ModelFacts) -> None:
+        """Announces a model that is ready; its functions are asked at every scrape."""
+        labels = {"model": facts.model, "task": facts.task}
+        kind = {"device": facts.device, "dtype": facts.dtype, "keep_mode": facts.keep_mode}
+        self._info.labels(**labels, **kind).set(1)
+        self._target.labels(**labels).set(facts.flops_target)
+        self._queue_depth.labels(**labels).set_function(facts.queue_depth)
+        self._queue_tokens.labels(**labels).set_function(facts.queue_tokens)
+        self._correlation.labels(**labels).set_function(facts.rank_correlation)
+        if facts.gpu_memory_bytes is not None:
+            self._gpu_memory.labels(model=facts.model).set_function(facts.gpu_memory_bytes)
+        if facts.gpu_power_watts is not None:
+            self._gpu_power.labels(model=facts.model).set_function(facts.gpu_power_watts)
 
     def observe_request(self, job: Job) -> None:
         """Counts a job that ended, however it ended."""
         labels = {"model": job.model, "task": job.task}
         self._requests.labels(outcome=job.outcome, **labels).inc()
         if job.prepared is not None:
-            self._decoded.labels(model=job.model).inc()
+            self._decoded.labels(model=job.model).inc(job.prepared.images)
         if job.outcome in ("shed", "unavailable") and job.error_code is not None:
             self._shed.labels(reason=job.error_code, **labels).inc()
         for stage, seconds in job.seconds.items():
@@ -98,10 +124,10 @@ class Metrics:
 
     def _observe_cost(self, job: Job, labels: dict[str, str]) -> None:
         assert job.served is not None
-        spent = job.served.answer.spent
-        for branch, traces in spent.traces.items():
-            for trace in traces:
-                self._density.labels(branch=branch, **labels).observe(trace.token_density)
+        spent = job.served.spent
+        for branch in BRANCHES:
+            if traces := branch_traces(spent, branch):
+                self._density.labels(branch=branch, **labels).observe(branch_density(traces))
         self._efficiency.labels(**labels).observe(spent.keep_efficiency)
         if spent.difficulty is not None:
             self._difficulty.labels(**labels).observe(spent.difficulty)
@@ -120,6 +146,7 @@ class Metrics:
         self._batch_size.labels(**labels).observe(batch.size)
         self._batch_tokens.labels(**labels).observe(batch.tokens)
         self._temperature.labels(**labels).set(batch.prune_temperature)
+        self._target.labels(**labels).set(batch.flops_target)
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""

@@ -137,8 +137,6 @@ def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:
         "seconds": round(seconds, 6),
     }
     if (job := scope["state"].get("job")) is not None:
-        fields |= {"model": job.model, "outcome": job.outcome, "code": job.error_code}
-        fields |= {f"{stage}_s": round(value, 6) for stage, value in job.seconds.items()}
-        if job.served is not None:
-            fields["batch_size"] = job.served.batch_size
-    logger.log(logging.INFO if "job" in scope["state"] else logging.DEBUG, "request", extra=fields)
+        fields |= job.facts()
+    is_of_interest = "job" in scope["state"] or status == 401
+    logger.log(logging.INFO if is_of_interest else logging.DEBUG, "request", extra=fields)

@@ -1,23 +1,25 @@
-"""What the service needs of a model, at which temperature it runs, and a query to try it with."""
+"""What the service needs of a model of any task, and a query to try it with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from service.controller import Calibration as Controlled
+from service.schemas import RequestFields
+from service.tasks import TASKS
+
 if TYPE_CHECKING:
     from madtp_core.images import ImageGeometry
-    from madtp_core.tasks.vqa import VqaAnswer, VqaQuery
-    from service.settings import Settings
 
 
-class Calibration(Protocol):
-    """Finds the prune temperature for a wanted cost."""
+class Calibration(Controlled, Protocol):
+    """What was measured of a model; `madtp_core.calibration.Calibration` is one."""
 
-    def temperature_for(self, flops_ratio: float, batch_size: int, keep_mode: str) -> float: ...
+    def accuracy_at(self, flops_ratio: float, batch_size: int, keep_mode: str) -> float | None: ...
 
 
 class Pruning(Protocol):
@@ -27,52 +29,73 @@ class Pruning(Protocol):
     def is_scheduled(self) -> bool: ...
 
 
-class VqaModel(Protocol):
-    """What the service needs of a model; `madtp_core.tasks.vqa.BlipVqa` is one."""
+class ImageCache(Protocol):
+    """Encoded images that a model keeps."""
 
+    def summary(self) -> dict[str, int]: ...
+
+
+class Model(Protocol):
+    """What the service needs of a model; every `madtp_core.tasks.base.PrunedModel` is one.
+
+    `predict` takes queries of its task; prune_temperature is one for all or one a query.
+    """
+
+    @property
+    def task(self) -> str: ...
     @property
     def image_geometry(self) -> ImageGeometry: ...
     @property
     def pruning(self) -> Pruning | None: ...
     @property
     def calibration(self) -> Calibration | None: ...
+    @property
+    def image_cache(self) -> ImageCache | None: ...
     def predict(
-        self, queries: Sequence[VqaQuery], *, prune_temperature: float, keep_mode: str
-    ) -> list[VqaAnswer]: ...
-    def describe(self) -> dict[str, object]: ...
+        self, queries: Sequence[Any], *, prune_temperature: float | Sequence[float], keep_mode: str
+    ) -> list[Any]: ...
+    def describe(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """One batch that was answered. `tokens` counts both branches, pads included, class tokens left out."""
+    """One batch that was answered. `tokens` counts all branches, pads included, class tokens left out."""
 
     task: str
     model: str
     size: int
     tokens: int
     prune_temperature: float
+    flops_target: float
 
 
-def prune_temperature_for(model: VqaModel, settings: Settings, batch_size: int) -> float:
-    """The operator's fixed temperature, else the calibrated one for the operator's target, else 0: dense.
+def tasks_of(model: Model) -> tuple[str, ...]:
+    """Names of the tasks whose requests a model answers."""
+    from madtp_core.tasks.plain import plain_task
 
-    A method without training was told the target when it was made; any temperature switches it on.
-    """
-    if model.pruning is None:
-        return 0.0
-    if settings.prune_temperature is not None:
-        return settings.prune_temperature
-    if model.pruning.is_scheduled:
-        return 1.0 if settings.flops_target < 1 else 0.0
-    if model.calibration is None or settings.flops_target >= 1:
-        return 0.0
-    return model.calibration.temperature_for(settings.flops_target, batch_size, settings.keep_mode)
+    return tuple(name for name in TASKS if model.task in plain_task(name).models)
 
 
-def trial_query(model: VqaModel) -> VqaQuery:
-    """A query of seeded noise in the model's own size."""
-    from madtp_core.tasks.vqa import VqaQuery
+def image_tokens(model: Model) -> int:
+    """Tokens of one image before anything is pruned."""
+    vision: Mapping[str, int] = model.describe()["vision"]
+    return vision["tokens"]
 
+
+def trial_query(model: Model, task: str) -> Any:
+    """A query of seeded noise in the model's own size; its texts are short enough for every model."""
+    from madtp_core.tasks.plain import plain_task
+
+    example = next(iter(TASKS[task].examples.values()))
+    fields: RequestFields = TASKS[task].fields.model_validate(example)
     geometry = model.image_geometry
     noise = np.random.default_rng(0).standard_normal((3, geometry.height, geometry.width), dtype=np.float32)
-    return VqaQuery(pixel_values=noise, question="what is in the picture?")
+    plain = {name: _first_word(value) for name, value in fields.task_fields().items()}
+    return plain_task(task).query(plain, [noise] * len(fields.pictures()))
+
+
+def _first_word(value: Any) -> Any:
+    """Of a text, or of every text of a list; other values as they are."""
+    if isinstance(value, list):
+        return [_first_word(each) for each in value]
+    return value.split()[0] if isinstance(value, str) else value

@@ -6,14 +6,16 @@ import base64
 import binascii
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from madtp_core.images import preprocess_image
+from madtp_core.difficulty import image_features, joined_features, text_features
+from madtp_core.errors import ConfigError
+from madtp_core.images import preprocess_image, upright_rgb
 from service.errors import ApiError
 from service.job import Prepared
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MIN_SIDE = 3
 _URL_SCHEMES = ("http://", "https://")
-_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 @dataclass(frozen=True)
@@ -40,39 +41,72 @@ class ImageLimits:
 
 
 def load_decoders() -> None:
-    """Imports Pillow's decoders, which it would otherwise do within the first request."""
+    """Has Pillow import its decoders, and the encoder that features use, before the first request comes."""
     Image.init()
+    image_features(np.zeros((MIN_SIDE, MIN_SIDE, 3), np.uint8))
 
 
-def prepare_vqa(
-    image: str | bytes,
-    question: str,
-    candidates: tuple[str, ...] | None,
-    num_beams: int,
+def prepare(
+    task: str,
+    fields: Mapping[str, Any],
+    images: Sequence[tuple[str, str | bytes]],
+    texts: Sequence[str],
     *,
     geometry: ImageGeometry,
+    image_tokens: int,
     limits: ImageLimits,
+    wants_features: bool,
     asked_s: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Prepared:
-    """Makes the query of one visual question; runs in a worker thread. Raises ApiError on a bad image.
+    """Makes the query of one request; runs in a worker thread. Raises ApiError on a bad image.
 
-    `asked_s` is when the thread was asked for, on the same clock.
+    images: each with the name that an error calls it by. texts: what the model reads. `asked_s` is when the
+    thread was asked for, on the same clock.
     """
     # The service starts to answer probes before torch is there; by now the engine has imported it.
-    from madtp_core.tasks.vqa import VqaQuery
+    from madtp_core.tasks.plain import plain_task
 
     started_s = clock()
-    picture = decode_image(image_bytes(image, limits), limits)
-    decoded_s = clock()
-    pixel_values = preprocess_image(picture, geometry)
-    query = VqaQuery(pixel_values=pixel_values, question=question, candidates=candidates, num_beams=num_beams)
+    decode_s = 0.0
+    pixels, looks = [], []
+    for param, image in images:
+        began_s = clock()
+        picture = _picture(param, image, limits)
+        decode_s += clock() - began_s
+        pixels.append(preprocess_image(picture, geometry))
+        if wants_features:
+            looks.append(image_features(np.asarray(picture)))
+    features = None
+    if wants_features:
+        features = tuple(joined_features(looks, [text_features(text) for text in texts]).tolist())
     return Prepared(
-        query=query,
+        query=plain_task(task).query(fields, pixels),
+        images=len(images),
+        dense_tokens=request_tokens(len(images), texts, image_tokens),
+        features=features,
         thread_wait_s=started_s - asked_s,
-        decode_s=decoded_s - started_s,
-        preprocess_s=clock() - decoded_s,
+        decode_s=decode_s,
+        preprocess_s=clock() - started_s - decode_s,
     )
+
+
+def request_tokens(images: int, texts: Sequence[str], image_tokens: int) -> float:
+    """Tokens of an unpruned request, its words counted for tokens: near enough to share a budget by."""
+    return max(1.0, images * image_tokens + sum(len(text.split()) for text in texts))
+
+
+def is_url(image: str | bytes) -> bool:
+    """Whether an image is given by its address on the web."""
+    return isinstance(image, str) and image.lstrip()[:8].lower().startswith(_URL_SCHEMES)
+
+
+def _picture(param: str, image: str | bytes, limits: ImageLimits) -> Image.Image:
+    try:
+        return decode_image(image_bytes(image, limits), limits)
+    except ApiError as error:
+        error.param = param
+        raise
 
 
 def image_bytes(image: str | bytes, limits: ImageLimits) -> bytes:
@@ -80,58 +114,51 @@ def image_bytes(image: str | bytes, limits: ImageLimits) -> bytes:
     if isinstance(image, str):
         image = _from_text(image, limits)
     if not image:
-        raise ApiError("empty_image", param="image")
+        raise ApiError("empty_image")
     if len(image) > limits.max_bytes:
         raise _too_many_bytes(limits)
     return image
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
-    """The first frame as an upright RGB picture. Raises ApiError; decodes nothing unless the header passes.
-
-    Differs from transformers: transparent pixels show white, not the colour hidden under them; 16-bit grey
-    keeps its high byte instead of being clipped to white.
-    """
+    """The first frame as an upright RGB picture. Raises ApiError; by the header, before decoding anything."""
     picture = _open(data)
     _check_size(picture, limits)
     try:
-        ImageOps.exif_transpose(picture, in_place=True)
-        return _to_rgb(picture)
-    except ApiError:
-        raise
+        return upright_rgb(picture)
+    except ConfigError as error:
+        raise ApiError("unsupported_image", str(error)) from error
     except Exception as error:
         # Pillow's decoders raise nearly every type on damaged files (OSError, SyntaxError, IndexError, ...).
-        raise ApiError("invalid_image", param="image") from error
+        raise ApiError("invalid_image") from error
 
 
 def _from_text(text: str, limits: ImageLimits) -> bytes:
     text = text.strip()
-    if text[:8].lower().startswith(_URL_SCHEMES):
-        raise ApiError("image_url_not_allowed", param="image")
+    if is_url(text):
+        raise ApiError("image_url_not_allowed")
     if text[:5].lower() == "data:":
         header, comma, text = text.partition(",")
         if not comma or not header.lower().endswith(";base64"):
-            raise ApiError("invalid_base64", "A data: URL must contain ';base64,'.", param="image")
+            raise ApiError("invalid_base64", "A data: URL must contain ';base64,'.")
     if len(text) * 3 // 4 > 2 * limits.max_bytes:  # with room for line breaks
         raise _too_many_bytes(limits)
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ApiError("invalid_base64", param="image") from error
+        raise ApiError("invalid_base64") from error
 
 
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise ApiError("image_too_many_pixels", param="image") from error
+        raise ApiError("image_too_many_pixels") from error
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
-        raise ApiError(
-            "unsupported_image", f"Not an image; known formats: {known}.", param="image"
-        ) from error
+        raise ApiError("unsupported_image", f"Not an image; known formats: {known}.") from error
     except Exception as error:  # the header itself is damaged
-        raise ApiError("invalid_image", param="image") from error
+        raise ApiError("invalid_image") from error
 
 
 def _check_size(picture: Image.Image, limits: ImageLimits) -> None:
@@ -140,28 +167,10 @@ def _check_size(picture: Image.Image, limits: ImageLimits) -> None:
         raise ApiError(
             "image_too_many_pixels",
             f"The image has {width} x {height} pixels; at most {limits.max_pixels} are allowed.",
-            param="image",
         )
     if min(width, height) < MIN_SIDE:
-        raise ApiError("image_too_small", f"The image has {width} x {height} pixels.", param="image")
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in _SIXTEEN_BIT_MODES:
-        high_byte = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
-        return Image.fromarray(high_byte).convert("RGB")
-    if picture.mode in ("I", "F"):
-        raise ApiError(
-            "unsupported_image",
-            f"Pixels of mode {picture.mode} (32 bits) have no defined range.",
-            param="image",
-        )
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+        raise ApiError("image_too_small", f"The image has {width} x {height} pixels.")
 
 
 def _too_many_bytes(limits: ImageLimits) -> ApiError:
-    return ApiError("image_too_large", f"The image has more than {limits.max_bytes} bytes.", param="image")
+    return ApiError("image_too_large", f"The image has more than {limits.max_bytes} bytes.")

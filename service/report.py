@@ -2,52 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from service.controller import Setting
 from service.job import STAGES, Job
 from service.schemas import (
     BranchReport,
     BranchSummary,
     DifficultyReport,
-    RankedCandidate,
+    Reply,
     Report,
     ReportLevel,
     SecondsReport,
-    VqaReply,
+    TargetReport,
 )
+from service.tasks import TASKS
 
 if TYPE_CHECKING:
     from madtp_core.flops import BranchTrace
+    from madtp_core.tasks.cost import Spent
+
+# Kinds of sequences by branch: a text that reads an image to be matched with it is a text too.
+BRANCHES = {"vision": ("vision",), "text": ("text", "match")}
 
 
-def build_reply(job: Job, level: ReportLevel) -> VqaReply:
+def build_reply(job: Job, level: ReportLevel) -> Reply:
     """The answer of a served job with as much of its report as was asked for."""
     assert job.served is not None, "only a served job has a reply"
-    answer = job.served.answer
-    ranked = None
-    if answer.ranked is not None:
-        ranked = [RankedCandidate(candidate=text, score=score) for text, score in answer.ranked]
-    return VqaReply(
-        answer=answer.answer,
-        score=answer.score,
-        ranked=ranked,
-        report=None if level == "none" else build_report(job, with_lists=level == "full"),
-    )
+    report = None if level == "none" else build_report(job, with_lists=level == "full")
+    return TASKS[job.task].reply(**job.served.shown, report=report)
 
 
 def build_report(job: Job, *, with_lists: bool) -> Report:
     """What a served job cost, and in which batch; `with_lists` adds the counts of every block."""
     assert job.served is not None, "only a served job has a report"
-    served, spent = job.served, job.served.answer.spent
+    served, spent = job.served, job.served.spent
     return Report(
         request_id=job.request_id,
         model=job.model,
         batch_size=served.batch_size,
         keep_mode=served.keep_mode,
-        prune_temperature=served.prune_temperature,
-        difficulty=DifficultyReport(predicted=None, measured=spent.difficulty),
-        vision=_branch(spent.traces["vision"][0], with_lists=with_lists),
-        text=_branch(spent.traces["text"][0], with_lists=with_lists),
+        prune_temperature=served.setting.prune_temperature,
+        flops_target=_target(job, served.setting),
+        difficulty=DifficultyReport(predicted=job.predicted_difficulty, measured=spent.difficulty),
+        vision=_branch(branch_traces(spent, "vision"), with_lists=with_lists),
+        text=_branch(branch_traces(spent, "text"), with_lists=with_lists),
         token_density=spent.token_density,
         flops=spent.cost.flops,
         dense_flops=spent.cost.dense_flops,
@@ -57,12 +57,39 @@ def build_report(job: Job, *, with_lists: bool) -> Report:
     )
 
 
-def _branch(trace: BranchTrace, *, with_lists: bool) -> BranchSummary:
+def branch_traces(spent: Spent, branch: str) -> list[BranchTrace]:
+    """All sequences of a request in a branch."""
+    return [trace for kind in BRANCHES[branch] for trace in spent.traces.get(kind, ())]
+
+
+def branch_density(traces: Sequence[BranchTrace]) -> float:
+    """Mean over blocks of kept / dense; a long sequence weighs more than a short one."""
+    return sum(sum(trace.kept) for trace in traces) / sum(trace.dense * len(trace.kept) for trace in traces)
+
+
+def _target(job: Job, setting: Setting) -> TargetReport:
+    asked = 1.0 if job.target is None else job.target.flops_ratio
+    if setting.is_floor or setting.flops_ratio > asked:
+        return TargetReport(asked=asked, served=setting.asked_ratio, reason="floor")
+    if setting.flops_ratio < asked:
+        reason = "load" if job.target is not None and job.target.may_degrade else "method"
+        return TargetReport(asked=asked, served=setting.flops_ratio, reason=reason)
+    return TargetReport(asked=asked, served=setting.flops_ratio, reason=None)
+
+
+def _branch(traces: Sequence[BranchTrace], *, with_lists: bool) -> BranchSummary | None:
+    if not traces:
+        return None
     if not with_lists:
-        return BranchSummary(token_density=trace.token_density)
+        return BranchSummary(token_density=branch_density(traces))
     return BranchReport(
-        tokens_in=list(trace.tokens_in),
-        needed=list(trace.needed),
-        kept=list(trace.kept),
-        token_density=trace.token_density,
+        tokens_in=_sums([trace.tokens_in for trace in traces]),
+        needed=_sums([trace.needed for trace in traces]),
+        kept=_sums([trace.kept for trace in traces]),
+        token_density=branch_density(traces),
     )
+
+
+def _sums(counts: Sequence[Sequence[int]]) -> list[int]:
+    """Block by block, over all sequences."""
+    return [sum(block) for block in zip(*counts, strict=True)]

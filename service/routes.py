@@ -1,10 +1,9 @@
-"""The routes: each validates, hands its job to the runtime, and builds the reply."""
+"""The routes: one for each task, the list of models, probes and metrics."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from functools import partial
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,90 +11,62 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from service.body import read_fields
+from service.catalogue import listed
 from service.errors import ApiError
 from service.middleware import error_response
-from service.preprocess import prepare_vqa
+from service.openapi import request_body
 from service.report import build_reply
 from service.runtime import Runtime
-from service.schemas import ErrorReply, ReportLevel, ReportQuery, VqaFields, VqaReply, vqa_request_body
-
-router = APIRouter()
+from service.schemas import ErrorReply, ReportLevel, ReportQuery, RequestFields
+from service.tasks import TASKS
+from service.tasks.base import Task
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorReply} for status in (400, 404, 413, 415, 422, 429, 500, 503, 504)
+    status: {"model": ErrorReply} for status in (400, 401, 404, 413, 415, 422, 429, 500, 503, 504)
 }
+router = APIRouter()
 
 
-@router.post(
-    "/v1/vqa",
-    tags=["tasks"],
-    summary="Ask a question about an image",
-    response_model=VqaReply,
-    responses=_ERRORS,
-    openapi_extra={"requestBody": vqa_request_body()},
-)
-async def vqa(request: Request, query: Annotated[ReportQuery, Query()]) -> Response:
-    """Generates an answer, or ranks the candidates where there are any."""
-    runtime = _runtime(request)
-    job = runtime.open_job("vqa", request.state.request_id)
-    request.state.job = job
-    async with runtime.serving(job):
-        fields = await _read_vqa(request, runtime)
-        level = _report_level(query.report, fields.report)
-        engine = runtime.engine(fields.model)
-        job.model = engine.name
-        if (problem := engine.health()) is not None:
-            raise problem
-        assert engine.model is not None, "a healthy engine has a model"
-        prepare = partial(
-            prepare_vqa,
-            fields.image,
-            fields.question,
-            tuple(fields.candidates) if fields.candidates is not None else None,
-            fields.num_beams,
-            geometry=engine.model.image_geometry,
-            limits=runtime.limits,
-            asked_s=runtime.clock(),
-            clock=runtime.clock,
+def build_router() -> APIRouter:
+    """All routes, in the order of the docs."""
+    routes = APIRouter()
+    for task in TASKS.values():
+        routes.add_api_route(
+            task.path,
+            _handler(task),
+            methods=["POST"],
+            tags=["tasks"],
+            name=task.name,
+            summary=task.summary,
+            description=task.description,
+            response_model=task.reply,
+            responses=_ERRORS,
+            openapi_extra={"requestBody": request_body(task)},
         )
-        await _unless_disconnected(request, runtime.answer(job, engine, prepare))
-        content = build_reply(job, level).model_dump_json()
-    return Response(content, media_type="application/json")
+    routes.include_router(router)
+    return routes
+
+
+def _handler(task: Task) -> Callable[..., Awaitable[Response]]:
+    async def serve(request: Request, query: Annotated[ReportQuery, Query()]) -> Response:
+        runtime = _runtime(request)
+        job = runtime.open_job(task.name, request.state.request_id, request.headers)
+        request.state.job = job
+        async with runtime.serving(job):
+            fields = await _read(request, runtime, task)
+            level = _report_level(query.report, fields.report)
+            engine = runtime.assign(job, fields)
+            await _unless_disconnected(request, runtime.answer(job, engine, fields))
+            content = build_reply(job, level).model_dump_json()
+        return Response(content, media_type="application/json")
+
+    return serve
 
 
 @router.get("/v1/models", tags=["models"], summary="Every loaded model")
 async def models(request: Request) -> dict[str, Any]:
     """Name, phase, pruning, calibration and limits of every model; the first is the default one."""
-    runtime = _runtime(request)
-    settings = runtime.settings
-    limits = {
-        name: getattr(settings, name)
-        for name in (
-            "max_body_bytes",
-            "max_image_bytes",
-            "max_image_pixels",
-            "max_candidates",
-            "max_batch_size",
-            "max_queue",
-            "request_deadline_s",
-        )
-    }
-    return {
-        "models": [
-            {
-                "name": engine.name,
-                "task": engine.task,
-                "is_default": engine is runtime.engine(None),
-                "phase": engine.phase,
-                "keep_mode": settings.keep_mode,
-                "flops_target": settings.flops_target,
-                "prune_temperature": settings.prune_temperature,
-                "limits": limits,
-                "description": engine.description,
-            }
-            for engine in runtime.engines.values()
-        ]
-    }
+    return listed(_runtime(request))
 
 
 @router.get("/livez", tags=["probes"], summary="The process answers")
@@ -116,7 +87,7 @@ async def readyz(request: Request) -> Response:
 async def startupz(request: Request) -> Response:
     """200 once every model is warmed up; before that 503, with the phase of each beside the error."""
     runtime = _runtime(request)
-    phases = {engine.name: engine.phase for engine in runtime.engines.values()}
+    phases = {engine.name: engine.phase for engine in runtime.fleet.engines.values()}
     content: dict[str, Any] = {"phase": runtime.phase, "models": phases}
     if runtime.phase in ("ready", "draining"):
         return JSONResponse(content)
@@ -136,22 +107,19 @@ def _runtime(request: Request) -> Runtime:
     return runtime
 
 
-async def _read_vqa(request: Request, runtime: Runtime) -> VqaFields:
+async def _read(request: Request, runtime: Runtime, task: Task) -> RequestFields:
     settings = runtime.settings
     try:
-        fields = await read_fields(
-            request,
-            VqaFields,
-            files=("image",),
-            repeated=("candidates",),
-            max_bytes=settings.max_body_bytes,
-        )
+        fields = await read_fields(request, task.fields, max_bytes=settings.max_body_bytes)
     except ClientDisconnect as error:
         raise ApiError("client_closed_request") from error
-    if fields.candidates is not None and len(fields.candidates) > settings.max_candidates:
-        raise ApiError(
-            "invalid_value", f"At most {settings.max_candidates} candidates are allowed.", param="candidates"
-        )
+    for name, most in (
+        ("candidates", settings.max_candidates),
+        ("texts", settings.max_candidates),
+        ("images", settings.max_images),
+    ):
+        if len(getattr(fields, name, None) or ()) > most:
+            raise ApiError("invalid_value", f"At most {most} {name} are allowed.", param=name)
     return fields
 
 

@@ -4,77 +4,89 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from service.admission import Admission
-from service.engine import Engine
+from service.controller import target_class
+from service.engine import Engine, gpu_readings
 from service.errors import ApiError
-from service.job import Job, Prepared
-from service.metrics import Metrics
-from service.model import VqaModel
-from service.preprocess import ImageLimits, load_decoders
+from service.fetch import ImageFetcher
+from service.fleet import Fleet
+from service.job import Job
+from service.metrics import Metrics, ModelFacts
+from service.preprocess import ImageLimits, is_url, load_decoders, prepare, request_tokens
+from service.steering import floor_of
+from service.tracing import Tracing
 
 if TYPE_CHECKING:
+    from service.model import Model
+    from service.schemas import Image, RequestFields
     from service.settings import Settings
 
-ENGINE_STOP_TIMEOUT_S = 2.0
+TRACE_HEADERS = ("traceparent", "tracestate")
+UNKNOWN_MODEL = "none"  # the label of requests for a task that no model serves
 
 RuntimePhase = Literal["loading", "warming", "ready", "draining", "failed"]
 
 
 class Runtime:
-    """Owns the engines (one a model), the preprocessing threads, the admission and the metrics of one app.
+    """Owns the engines, the preprocessing threads and the metrics of one app.
 
-    `loaders` maps names to functions that load a model; the first name is the default model.
+    `loaders` maps names to functions that load a model.
     """
 
     def __init__(
         self,
         settings: Settings,
-        loaders: Mapping[str, Callable[[], VqaModel]],
+        loaders: Mapping[str, Callable[[], Model]],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self.clock = clock
         self.limits = ImageLimits.of(settings)
-        self.admission = Admission(settings.max_queue)
         self.metrics = Metrics()
         self.is_draining = False
         self.has_failed = False
+        self._tracing = Tracing(settings.otel_endpoint) if settings.otel_endpoint else None
+        self._fetcher = None
+        if settings.image_url_hosts:
+            self._fetcher = ImageFetcher(
+                settings.image_url_hosts,
+                max_bytes=settings.max_image_bytes,
+                timeout_s=settings.image_url_timeout_s,
+            )
         self._threads = ThreadPoolExecutor(settings.preprocess_threads, thread_name_prefix="preprocess")
-        self.engines = {
-            name: Engine(
-                name, load, settings, on_batch=self.metrics.observe_batch, on_death=self._fail, clock=clock
-            )
-            for name, load in loaders.items()
-        }
-        for engine in self.engines.values():
-            self.metrics.add_model(
-                model=engine.name,
-                task=engine.task,
-                device=settings.device,
-                dtype=settings.dtype,
-                keep_mode=settings.keep_mode,
-                flops_target=settings.flops_target,
-                queue_depth=engine.depth,
-            )
+        self.fleet = Fleet(
+            {
+                name: Engine(
+                    name,
+                    load,
+                    settings,
+                    on_ready=self._announce,
+                    on_batch=self.metrics.observe_batch,
+                    on_death=self._fail,
+                    clock=clock,
+                )
+                for name, load in loaders.items()
+            }
+        )
 
     def start(self) -> None:
         """Starts the engines; they load in the background."""
         self._threads.submit(load_decoders)
-        for engine in self.engines.values():
-            engine.start()
+        self.fleet.start()
 
     def stop(self) -> None:
         """Ends the engines and the threads; called when no request is inside any more, or time is up."""
         self.begin_drain()
-        for engine in self.engines.values():
-            engine.stop(ENGINE_STOP_TIMEOUT_S)
+        self.fleet.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._tracing is not None:
+            self._tracing.stop()
 
     def begin_drain(self) -> None:
         """Not ready from now on; who is inside is served to the end, who comes is answered `draining`."""
@@ -83,53 +95,56 @@ class Runtime:
     def _fail(self) -> None:
         self.has_failed = True
 
+    def _announce(self, engine: Engine) -> None:
+        """Called on the engine's thread when its model is warm."""
+        memory_bytes, power_watts = gpu_readings(self.settings.device)
+        self.metrics.add_model(
+            ModelFacts(
+                model=engine.name,
+                task=engine.tasks[0],
+                device=self.settings.device,
+                dtype=self.settings.dtype,
+                keep_mode=self.settings.keep_mode,
+                flops_target=self.settings.flops_target,
+                queue_depth=engine.depth,
+                queue_tokens=engine.queued_tokens,
+                rank_correlation=engine.rank_correlation,
+                gpu_memory_bytes=memory_bytes,
+                gpu_power_watts=power_watts,
+            )
+        )
+
     @property
     def phase(self) -> RuntimePhase:
-        """The least advanced of all models' phases, `failed` and `draining` before everything."""
-        phases = {engine.phase for engine in self.engines.values()}
-        if "failed" in phases:
-            return "failed"
-        if self.is_draining:
-            return "draining"
-        return "loading" if "loading" in phases else "warming" if "warming" in phases else "ready"
+        """The fleet's, or `draining`."""
+        phase = self.fleet.phase
+        return "draining" if self.is_draining and phase != "failed" else phase
 
     def health(self) -> ApiError | None:
         """None when every model can serve; otherwise the error that says why not."""
-        if self.is_draining:
-            return ApiError("draining")
-        return next((error for engine in self.engines.values() if (error := engine.health())), None)
+        return ApiError("draining") if self.is_draining else self.fleet.health()
 
-    def engine(self, name: str | None) -> Engine:
-        """The engine of a model, of the default one for None; raises ApiError when there is no such model."""
-        if name is None:
-            return next(iter(self.engines.values()))
-        if (engine := self.engines.get(name)) is None:
-            known = ", ".join(self.engines)
-            raise ApiError("model_not_found", f"There is no such model; known: {known}.", param="model")
-        return engine
-
-    def open_job(self, task: str, request_id: str) -> Job:
+    def open_job(self, task: str, request_id: str, headers: Mapping[str, str]) -> Job:
         """Starts the record of a request whose headers have just arrived."""
         now_s = self.clock()
         return Job(
             request_id=request_id,
             task=task,
-            model=self.engine(None).name,
+            model=self.fleet.label(task) or UNKNOWN_MODEL,
             arrived_s=now_s,
             deadline_s=now_s + self.settings.request_deadline_s,
+            trace_headers={name: headers[name] for name in TRACE_HEADERS if name in headers},
         )
 
     @asynccontextmanager
     async def serving(self, job: Job) -> AsyncIterator[None]:
         """Admits a job, holds it to its deadline, and counts it once, however it ends.
 
-        The block reads, validates, prepares and answers. Raises ApiError: `draining`, `not_ready`,
-        `engine_failed`, `overloaded` before the block, `deadline_exceeded` in it, and what the block raises.
+        The block reads, validates and answers. Raises ApiError: `draining`, `not_ready`, `engine_failed`,
+        `task_not_served`, `overloaded` before the block, `deadline_exceeded` in it, and what it raises.
         """
-        is_inside = False
         try:
-            self._admit()
-            is_inside = True
+            self._enter(job)
             async with asyncio.timeout(job.deadline_s - self.clock()) as timer:
                 yield
             job.outcome = "ok"
@@ -145,33 +160,107 @@ class Runtime:
             raise
         finally:
             job.finished_s = self.clock()
-            if is_inside:
-                self.admission.leave(job.finished_s, was_answered=job.outcome == "ok")
-            self.metrics.observe_request(job)
+            self._leave(job)
+            self._publish(job)
 
-    async def answer(self, job: Job, engine: Engine, prepare: Callable[[], Prepared]) -> None:
+    def assign(self, job: Job, fields: RequestFields) -> Engine:
+        """The engine of a request whose fields are known, with room for what it asks; nothing is decoded yet.
+
+        Raises ApiError: no such model, one that cannot serve, or too much inside.
+        """
+        settings = self.settings
+        engine = self.fleet.engines[job.model]
+        if fields.model is not None:
+            engine = self.fleet.named(fields.model, job.task)
+        if (problem := engine.health()) is not None:
+            job.model = engine.name
+            raise problem
+        if engine.name != job.model:
+            self._leave(job)
+            self._take_place(job, engine)
+        job.target = target_class(
+            fields.quality,
+            fields.flops_target,
+            balanced=settings.flops_target,
+            fast=floor_of(settings),
+        )
+        dense_tokens = request_tokens(len(fields.pictures()), fields.texts_read(), engine.image_tokens)
+        assert job.place is not None, "a job inside has a place"
+        if not engine.admission.try_resize(job.place, engine.typical_need(job.target) * dense_tokens):
+            raise ApiError("overloaded")
+        return engine
+
+    async def answer(self, job: Job, engine: Engine, fields: RequestFields) -> None:
         """Prepares a job in a worker thread and waits for the engine's answer, which is noted on the job.
 
         Raises ApiError. When the waiter is cancelled, so is the job.
         """
+        assert engine.model is not None, "a healthy engine has a model"
+        pictures = await self._fetched(job, fields.pictures())
+        work = partial(
+            prepare,
+            job.task,
+            fields.task_fields(),
+            pictures,
+            fields.texts_read(),
+            geometry=engine.model.image_geometry,
+            image_tokens=engine.image_tokens,
+            limits=self.limits,
+            wants_features=engine.predicts_difficulty,
+            asked_s=self.clock(),
+            clock=self.clock,
+        )
         loop = asyncio.get_running_loop()
-        job.note_prepared(await loop.run_in_executor(self._threads, prepare))
+        job.note_prepared(await loop.run_in_executor(self._threads, work))
         key = engine.submit(job)
         try:
             job.note_served(await asyncio.wrap_future(job.future))
         finally:
             engine.cancel(key)
 
-    def _admit(self) -> None:
+    async def _fetched(self, job: Job, pictures: Sequence[tuple[str, Image]]) -> list[tuple[str, Image]]:
+        """The pictures with URLs replaced by what they give, which counts as decoding; raises ApiError."""
+        if self._fetcher is None or not any(is_url(image) for _, image in pictures):
+            return list(pictures)
+        began_s = self.clock()
+        found = await asyncio.gather(*(self._fetched_one(param, image) for param, image in pictures))
+        job.seconds["decode"] = self.clock() - began_s
+        return found
+
+    async def _fetched_one(self, param: str, image: Image) -> tuple[str, Image]:
+        if self._fetcher is None or not isinstance(image, str) or not is_url(image):
+            return param, image
+        try:
+            return param, await self._fetcher.fetch(image)
+        except ApiError as error:
+            error.param = param
+            raise
+
+    def _enter(self, job: Job) -> None:
         if self.is_draining:
             raise ApiError("draining")
-        problems = [engine.health() for engine in self.engines.values()]
-        if all(problems) and problems[0] is not None:
-            raise problems[0]
-        if not self.admission.try_enter():
+        self._take_place(job, self.fleet.default(job.task))
+
+    def _take_place(self, job: Job, engine: Engine) -> None:
+        job.model = engine.name
+        job.place = engine.admission.try_enter()
+        if job.place is None:
             raise ApiError("overloaded")
+
+    def _leave(self, job: Job) -> None:
+        if job.place is not None:
+            admission = self.fleet.engines[job.model].admission
+            admission.leave(job.place, self.clock(), was_answered=job.outcome == "ok")
+            job.place = None
+
+    def _publish(self, job: Job) -> None:
+        """The one place where a job's record goes out; the access log reads the same record."""
+        self.metrics.observe_request(job)
+        if self._tracing is not None:
+            self._tracing.publish(job)
 
     def _note_error(self, job: Job, error: ApiError) -> None:
         job.outcome, job.error_code = error.kind.outcome, error.code
         if error.code == "overloaded":
-            error.headers["retry-after"] = str(self.admission.retry_after_s(self.clock()))
+            admission = self.fleet.engines[job.model].admission
+            error.headers["retry-after"] = str(admission.retry_after_s(self.clock()))

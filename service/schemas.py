@@ -1,22 +1,18 @@
-"""What goes in and out over HTTP: fields, limits, examples. The generated docs are made of this."""
+"""What every route takes and gives over HTTP beside its own: choices of model and cost, report, error."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 ReportLevel = Literal["none", "summary", "full"]
+Quality = Literal["exact", "balanced", "fast"]
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
-Candidate = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+ShortText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Image = str | bytes
 
-# A red disc and a blue square on white, 48 x 48, 191 bytes: the JSON example works as it stands.
-EXAMPLE_IMAGE = (
-    "iVBORw0KGgoAAAANSUhEUgAAADAAAAAwAgMAAAAqbBEUAAAADFBMVEX////cKCgoUMgAAAC8azABAAAAbklEQVR42r3QsQ2DQAyF4Y/LDUBDn1EY"
-    "IQ1SZswALEXDAChJYe4QUToQT7Ll388ubM5WN6xFouk9KmRyhZamQi+CFN22OJtSLOd/zmFYEOnX+cAMbkx3xjI2C5fEUvb3P9hpPdiL9/PsE66B"
-    "w/oCLPcN6xB5iH8AAAAASUVORK5CYII="
-)
-EXAMPLE_QUESTION = "what color is the circle?"
-EXAMPLE_CANDIDATES = ["red", "blue", "green"]
+IMAGE_HELP = "base64, a data: URL, an http(s) URL where the operator allows it, or (multipart) a file"
 
 
 class ReportQuery(BaseModel):
@@ -27,36 +23,74 @@ class ReportQuery(BaseModel):
     report: ReportLevel | None = Field(None, description="how much of the report to send; default: summary")
 
 
-class VqaFields(BaseModel):
-    """A question about one image. JSON and multipart carry the same fields under the same rules."""
+class RequestFields(BaseModel):
+    """What every task takes. JSON and multipart carry the same fields under the same rules.
+
+    A subclass has `image`, `images`, or both, and says what it asks of them.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    image: str | bytes = Field(description="the picture: base64, a data: URL, or (multipart) a file")
-    question: Text = Field(description="what to ask of the picture")
-    candidates: list[Candidate] | None = Field(
-        None, min_length=1, description="answers to rank; without them one is generated"
+    model: str | None = Field(None, max_length=200, description="which model; the task's first if left out")
+    quality: Quality | None = Field(
+        None, description="exact: no pruning; balanced: the operator's target, the default; fast: the least"
     )
-    num_beams: int = Field(1, ge=1, le=16, description="beams of the generated answer; 1 is greedy")
-    model: str | None = Field(None, max_length=200, description="which model; the default one if left out")
+    flops_target: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="operations wanted, spent / dense; instead of `quality`",
+    )
     report: ReportLevel | None = Field(None, description="how much of the report to send; default: summary")
 
+    @model_validator(mode="after")
+    def _check_one_target(self) -> "RequestFields":
+        if self.quality is not None and self.flops_target is not None:
+            raise conflict("quality", "flops_target")
+        return self
 
-class RankedCandidate(BaseModel):
-    """One candidate answer; `score` is its mean token log-probability."""
+    def pictures(self) -> list[tuple[str, Image]]:
+        """Every image in its order, each with the name that an error calls it by."""
+        one, many = getattr(self, "image", None), getattr(self, "images", None)
+        single = [] if one is None else [("image", one)]
+        return single + [(f"images.{place}", image) for place, image in enumerate(many or ())]
 
-    candidate: str
-    score: float
+    def texts_read(self) -> list[str]:
+        """The texts that the model reads, in their order."""
+        return []
+
+    def task_fields(self) -> dict[str, Any]:
+        """What is the task's own, images left out."""
+        return self.model_dump(exclude={"image", "images", *RequestFields.model_fields})
+
+
+def conflict(first: str, second: str) -> PydanticCustomError:
+    """Two fields are given that exclude each other."""
+    return PydanticCustomError(
+        "conflicting_fields",
+        "{first} and {second} exclude each other",
+        {"first": first, "second": second, "param": second},
+    )
+
+
+def missing(first: str, second: str) -> PydanticCustomError:
+    """One of two fields is needed, and neither is given."""
+    return PydanticCustomError(
+        "missing_field",
+        "{first} or {second} is required",
+        {"first": first, "second": second, "param": first},
+    )
 
 
 class BranchSummary(BaseModel):
-    """One branch in a summary report."""
+    """One branch in a summary report: all images of a request, or all its texts, together."""
 
     token_density: float = Field(description="mean over blocks of kept / dense")
 
 
 class BranchReport(BranchSummary):
-    """One branch in a full report: counts of tokens, an entry a block, class token left out."""
+    """One branch in a full report: sums over its images or texts, an entry a block, class tokens left out."""
 
     tokens_in: list[int] = Field(description="entering the block")
     needed: list[int] = Field(description="needed by this request")
@@ -66,16 +100,27 @@ class BranchReport(BranchSummary):
 class DifficultyReport(BaseModel):
     """The share of its tokens that a request needed, from 0 to 1."""
 
-    predicted: float | None = Field(description="null until there is a predictor")
+    predicted: float | None = Field(description="before it ran; null until enough has been measured")
     measured: float | None = Field(description="null where nothing was pruned")
+
+
+class TargetReport(BaseModel):
+    """Operations wanted and aimed at, each spent / dense; held in the mean over many requests."""
+
+    asked: float = Field(description="by this request, or by the operator where it did not say")
+    served: float = Field(description="what was aimed at")
+    reason: Literal["floor", "load", "method"] | None = Field(
+        description="why they differ: the model goes no lower, the server was overloaded, or its pruning has "
+        "one setting"
+    )
 
 
 class SecondsReport(BaseModel):
     """Where the time went, in seconds."""
 
     queue: float = Field(description="waiting for a preprocessing thread and for the batch to start")
-    decode: float = Field(description="reading the image: header check, base64, pixels, rotation, colours")
-    preprocess: float = Field(description="resizing and normalising")
+    decode: float = Field(description="reading the images: header check, base64, pixels, rotation, colours")
+    preprocess: float = Field(description="resizing, normalising, features of difficulty")
     inference: float = Field(description="the batch's forward pass and decoding")
     postprocess: float = Field(description="this request's share of turning tokens into text")
 
@@ -88,11 +133,12 @@ class Report(BaseModel):
     batch_size: int
     keep_mode: str
     prune_temperature: float = Field(description="0 where nothing was pruned")
+    flops_target: TargetReport
     difficulty: DifficultyReport
-    vision: BranchReport | BranchSummary
-    text: BranchReport | BranchSummary
+    vision: BranchReport | BranchSummary | None = Field(description="null where no image was sent")
+    text: BranchReport | BranchSummary | None = Field(description="null where the model encodes no text")
     token_density: float = Field(
-        description="tokens kept / tokens of a dense run, all blocks of both branches"
+        description="tokens kept / tokens of a dense run, all blocks of all branches"
     )
     flops: int = Field(description="spent on this request, decoding included")
     dense_flops: int = Field(description="the same request and answer, unpruned")
@@ -101,13 +147,11 @@ class Report(BaseModel):
     seconds: SecondsReport
 
 
-class VqaReply(BaseModel):
-    """The answer; `ranked` holds all candidates, best first, when there were any."""
+class Reply(BaseModel):
+    """What a task answers; its last field is `report`."""
 
-    answer: str
-    score: float = Field(description="mean token log-probability")
-    ranked: list[RankedCandidate] | None
-    report: Report | None = Field(description="null with report=none")
+
+ReplyReport = Annotated[Report | None, Field(description="null with report=none")]
 
 
 class ErrorDetail(BaseModel):
@@ -124,44 +168,3 @@ class ErrorReply(BaseModel):
     """The one shape of errors."""
 
     error: ErrorDetail
-
-
-def vqa_request_body() -> dict[str, Any]:
-    """The OpenAPI request body of POST /v1/vqa: one schema in its two forms, each with a working example."""
-    schema = VqaFields.model_json_schema()
-    as_text = {"type": "string", "description": schema["properties"]["image"]["description"]}
-    as_file = as_text | {"format": "binary"}
-    example = {"question": EXAMPLE_QUESTION, "candidates": EXAMPLE_CANDIDATES}
-    form_properties = {name: _without_null(field) for name, field in schema["properties"].items()}
-    form_properties["image"] = as_file
-    for name, value in example.items():
-        form_properties[name]["example"] = value
-    return {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": schema | {"properties": form_properties},
-                "encoding": {"candidates": {"style": "form", "explode": True}},  # repeated parts, no commas
-            },
-            "application/json": {
-                "schema": schema | {"properties": schema["properties"] | {"image": as_text}},
-                "examples": {
-                    "generate": {
-                        "summary": "let the model answer",
-                        "value": {"image": EXAMPLE_IMAGE, "question": EXAMPLE_QUESTION},
-                    },
-                    "rank": {
-                        "summary": "rank candidate answers, with the full report",
-                        "value": {"image": EXAMPLE_IMAGE, **example, "report": "full"},
-                    },
-                },
-            },
-        },
-    }
-
-
-def _without_null(field: dict[str, Any]) -> dict[str, Any]:
-    """The field of a form: what is left out is not sent, so there is no null."""
-    plain = {name: value for name, value in field.items() if name not in ("anyOf", "default")}
-    kinds = [kind for kind in field.get("anyOf", ()) if kind.get("type") != "null"]
-    return plain | (kinds[0] if kinds else {})

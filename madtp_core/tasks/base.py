@@ -13,15 +13,16 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from madtp_core.attention import GUIDANCE
 from madtp_core.calibration import Calibration
 from madtp_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from madtp_core.config import PruningConfig
-from madtp_core.encoder import BatchPruning
+from madtp_core.encoder import BatchPruning, Encoded, Pruning
 from madtp_core.errors import ConfigError
 from madtp_core.flops import TextGeometry, VisionGeometry
+from madtp_core.image_cache import ImageCache
 from madtp_core.images import ImageGeometry
 from madtp_core.pruning import TEXT, VISION, BranchGeometry, Pruner, PruningGeometry, check_keep_mode
 from madtp_core.tasks.cost import CostModel
@@ -32,12 +33,14 @@ class PrunedModel(ABC):
 
     Subclasses add `predict(queries, *, prune_temperature, keep_mode)`. A row of a `per_instance` batch
     answers as it would alone; under `max_keep` a batch keeps what its neediest row needs, as in the paper.
+    image_cache: keeps encoded images from one batch to the next; None, as it is at first, keeps none.
     """
 
     task: ClassVar[str]
     architecture: ClassVar[str] = "blip"
-    network: nn.Module
+    network: Any
     cost_model: CostModel
+    image_cache: ImageCache | None = None
 
     def __init__(self, checkpoint: Checkpoint, *, name: str | None = None, device: str = "cpu") -> None:
         if checkpoint.config.task != self.task:
@@ -94,6 +97,17 @@ class PrunedModel(ABC):
     @abstractmethod
     def text_geometry(self) -> TextGeometry:
         """Cost geometry of the text tower."""
+
+    def encode_image(self, pixel_values: Tensor, pruning: Pruning | None) -> Encoded:
+        """Encode images, pixel_values [B, 3, height, width]; those that the cache holds are taken from it."""
+
+        def encode(pixels: Tensor, own: Pruning | None) -> Encoded:
+            encoded: Encoded = self.network.encode_image(pixels.to(self.device), own)
+            return encoded
+
+        if self.image_cache is None:
+            return encode(pixel_values, pruning)
+        return self.image_cache.encode(encode, pixel_values, pruning)
 
     @abstractmethod
     def _build_network(self) -> nn.Module:

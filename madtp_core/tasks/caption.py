@@ -98,8 +98,8 @@ class BlipCaption(PrunedModel):
             return []
         searches = [self._search(query) for query in queries]
         pruning = self.batch_pruning(prune_temperature, len(queries), keep_mode)
-        pixels = torch.from_numpy(np.stack([query.pixel_values for query in queries])).to(self.device)
-        image = self.network.encode_image(pixels, pruning.of(VISION) if pruning else None)
+        pixels = torch.from_numpy(np.stack([query.pixel_values for query in queries]))
+        image = self.encode_image(pixels, pruning.of(VISION) if pruning else None)
         decoded = decode(self._decoder, self._decoder.remember(image.tokens), searches)
 
         patches = [self.cost_model.vision.patches] * len(queries)

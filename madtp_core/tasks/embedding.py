@@ -105,8 +105,8 @@ class EmbeddingModel(PrunedModel):
         for pixel_values in images:
             self.check_image(pixel_values)
         pruning = self.batch_pruning(prune_temperature, len(images), keep_mode)
-        pixels = torch.from_numpy(np.stack(images)).to(self.device)
-        encoded = self.network.encode_image(pixels, pruning.of(VISION) if pruning else None)
+        pixels = torch.from_numpy(np.stack(images))
+        encoded = self.encode_image(pixels, pruning.of(VISION) if pruning else None)
         vectors = self.network.image_embeddings(encoded)
         return self._embeddings(vectors, [{VISION: (trace,)} for trace in whole_traces(encoded)], pruning)
 
@@ -137,8 +137,8 @@ class EmbeddingModel(PrunedModel):
         """Encode all images and texts of the queries, each once; token_ids, mask: all texts."""
         asker = self._owners([len(query.texts) for query in queries])
         viewer = self._owners([len(query.pixel_values) for query in queries])
-        pixels = torch.from_numpy(np.concatenate([query.pixel_values for query in queries])).to(self.device)
-        image = self.network.encode_image(pixels, pruning.of(VISION, viewer) if pruning else None)
+        pixels = torch.from_numpy(np.concatenate([query.pixel_values for query in queries]))
+        image = self.encode_image(pixels, pruning.of(VISION, viewer) if pruning else None)
         text = self._encode_texts(token_ids, mask, pruning.of(TEXT, asker) if pruning else None)
         image_vectors = self.network.image_embeddings(image).float().cpu()
         text_vectors = self.network.text_embeddings(text).float().cpu()

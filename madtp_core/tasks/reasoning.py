@@ -88,8 +88,9 @@ class BlipReasoning(PrunedModel):
         token_ids, mask = self.codec.texts([query.statement for query in queries], "statement")
         pruning = self.batch_pruning(prune_temperature, len(queries), keep_mode)
         pixels = [query.left for query in queries] + [query.right for query in queries]
-        images = self.network.encode_pairs(
-            torch.from_numpy(np.stack(pixels)).to(self.device), pruning.of(VISION) if pruning else None
+        owners = torch.arange(len(queries), device=self.device).repeat(2)
+        images = self.encode_image(
+            torch.from_numpy(np.stack(pixels)), pruning.of(VISION, owners) if pruning else None
         )
         statements = self.network.encode_statement(
             self.codec.reading(token_ids).to(self.device),

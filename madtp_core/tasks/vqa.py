@@ -93,8 +93,8 @@ class BlipVqa(PrunedModel):
         searches = [self._search(query) for query in queries]
         token_ids, mask = self.codec.questions([query.question for query in queries])
         pruning = self.batch_pruning(prune_temperature, len(queries), keep_mode)
-        pixels = torch.from_numpy(np.stack([query.pixel_values for query in queries])).to(self.device)
-        image = self.network.encode_image(pixels, pruning.of(VISION) if pruning else None)
+        pixels = torch.from_numpy(np.stack([query.pixel_values for query in queries]))
+        image = self.encode_image(pixels, pruning.of(VISION) if pruning else None)
         question = self.network.encode_question(
             token_ids.to(self.device),
             mask.to(self.device),

@@ -54,7 +54,8 @@ def test_golden_answers_of_the_examples():
             for entry in GOLDEN
         ]
 
-    replies = [reply.json() for reply in with_service(talk)]
+    # 0.4: what a lone request can spend; at more, some run dense so that the mean is what was wanted
+    replies = [reply.json() for reply in with_service(talk, flops_target=0.4)]
     assert [reply["answer"] for reply in replies] == [entry["answer"] for entry in GOLDEN]
     for reply in replies:
         report = reply["report"]

@@ -22,10 +22,16 @@ COST = RequestCost(flops=600, dense_flops=1000, needed_flops=500, padded_flops=7
 
 
 class FakeCalibration:
-    """A temperature that tells what it was asked for: batch size + ratio."""
+    """A temperature that tells what it was asked for: batch size + ratio; reached are 0.1 to 0.9."""
 
     def temperature_for(self, flops_ratio: float, batch_size: int, keep_mode: str) -> float:
         return batch_size + flops_ratio
+
+    def reachable(self, batch_size: int, keep_mode: str) -> tuple[float, float]:
+        return 0.1, 0.9
+
+    def accuracy_at(self, flops_ratio: float, batch_size: int, keep_mode: str) -> float:
+        return 0.5 + flops_ratio / 2
 
 
 class FakeModel:
@@ -35,7 +41,9 @@ class FakeModel:
     "not finite ..." gives NaN. `batches` holds the questions of every call, also of those that failed.
     """
 
+    task = "vqa"
     image_geometry = GEOMETRY
+    image_cache = None
 
     def __init__(self, *, is_pruned: bool = True, is_calibrated: bool = True, delay_s: float = 0.0) -> None:
         self.pruning = PruningConfig() if is_pruned else None
@@ -44,7 +52,7 @@ class FakeModel:
         self.is_broken = False
         self.batches: list[list[str]] = []
         self.queries: list[VqaQuery] = []
-        self.temperatures: list[float] = []
+        self.temperatures: list[float | Sequence[float]] = []
         self.keep_modes: list[str] = []
         self._may_go_on = threading.Event()
         self._may_go_on.set()
@@ -68,7 +76,7 @@ class FakeModel:
             record.clear()
 
     def predict(
-        self, queries: Sequence[VqaQuery], *, prune_temperature: float, keep_mode: str
+        self, queries: Sequence[VqaQuery], *, prune_temperature: float | Sequence[float], keep_mode: str
     ) -> list[VqaAnswer]:
         self.batches.append([query.question for query in queries])
         self.queries += queries
@@ -106,7 +114,7 @@ class FakeModel:
         )
 
     def describe(self) -> dict[str, object]:
-        return {"architecture": "fake", "parameters": 0}
+        return {"architecture": "fake", "vision": {"tokens": VISION.dense}}
 
 
 def solid_picture(size: tuple[int, int] = (8, 6), colour: Any = (200, 30, 30)) -> np.ndarray:

@@ -2,20 +2,26 @@
 
 import base64
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 
 from service.errors import ERRORS
-from service.schemas import EXAMPLE_IMAGE
+from service.model import Model
+from service.settings import load_settings
+from service.tasks import TASKS
+from service.tasks.base import EXAMPLE_IMAGE, Task
+from tests.serving.conftest import ready_client
 
 DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 
 
-def _request_body(client: TestClient) -> Any:
+def _request_body(client: TestClient, task: Task) -> Any:
     paths = client.get("/openapi.json").json()["paths"]
-    return paths["/v1/vqa"]["post"]["requestBody"]["content"]
+    return paths[task.path]["post"]["requestBody"]["content"]
 
 
 def test_the_docs_page_is_there(client: TestClient) -> None:
@@ -24,28 +30,52 @@ def test_the_docs_page_is_there(client: TestClient) -> None:
     assert "swagger" in response.text
 
 
-def test_every_json_example_works_as_it_stands(client: TestClient) -> None:
-    examples = _request_body(client)["application/json"]["examples"]
-    assert set(examples) == {"generate", "rank"}
+@pytest.fixture(scope="module")
+def every_task(tiny_models: Mapping[str, Model]) -> Iterator[TestClient]:
+    """A ready app that serves all tasks."""
+    with ready_client(load_settings(None, warm_up_s=0), tiny_models) as client:
+        yield client
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_every_json_example_works_as_it_stands(every_task: TestClient, task: Task) -> None:
+    examples = _request_body(every_task, task)["application/json"]["examples"]
+    assert set(examples) == set(task.examples)
     for example in examples.values():
-        assert client.post("/v1/vqa", json=example["value"]).status_code == 200
+        assert every_task.post(task.path, json=example["value"]).status_code == 200
 
 
-def test_the_form_has_examples_that_work_and_a_file_to_choose(client: TestClient) -> None:
-    form = _request_body(client)["multipart/form-data"]
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_the_form_has_examples_that_work_and_files_to_choose(every_task: TestClient, task: Task) -> None:
+    form = _request_body(every_task, task)["multipart/form-data"]
     properties = form["schema"]["properties"]
-    assert properties["image"]["format"] == "binary"
-    assert form["encoding"]["candidates"] == {"style": "form", "explode": True}
+    example = next(iter(task.examples.values()))
     values = {name: field["example"] for name, field in properties.items() if "example" in field}
-    assert set(values) == {"question", "candidates"}
-    response = client.post("/v1/vqa", data=values, files={"image": base64.b64decode(EXAMPLE_IMAGE)})
-    assert response.status_code == 200
+    assert set(values) == set(example) - {"image", "images"}
+    assert all(form["encoding"][name]["explode"] for name, value in values.items() if isinstance(value, list))
+    picture = base64.b64decode(EXAMPLE_IMAGE)
+    files = [("image", picture)] if "image" in example else [("images", picture)] * len(example["images"])
+    assert every_task.post(task.path, data=values, files=files).status_code == 200
 
 
-def test_both_forms_have_the_same_fields(client: TestClient) -> None:
-    content = _request_body(client)
-    fields = [set(form["schema"]["properties"]) for form in content.values()]
-    assert fields[0] == fields[1] == {"image", "question", "candidates", "num_beams", "model", "report"}
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_both_forms_have_the_same_fields(client: TestClient, task: Task) -> None:
+    fields = [set(form["schema"]["properties"]) for form in _request_body(client, task).values()]
+    assert fields[0] == fields[1] == set(task.fields.model_fields)
+
+
+def test_in_a_form_an_image_is_a_file_and_several_are_repeated_parts(client: TestClient) -> None:
+    properties = _request_body(client, TASKS["retrieval"])["multipart/form-data"]["schema"]["properties"]
+    assert properties["image"]["format"] == properties["images"]["items"]["format"] == "binary"
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_the_docs_list_every_field_of_a_task(task: Task) -> None:
+    text = DOCS.read_text("utf-8")
+    section = text.split(f"### POST {task.path}\n")[1].split("\n### ")[0]
+    common = text.split("### Fields of every task\n")[1].split("\n### ")[0]
+    listed = set(re.findall(r"^\| `(\w+)` \|", section + common, re.MULTILINE))
+    assert listed == set(task.fields.model_fields)
 
 
 def test_no_route_documents_the_frameworks_own_error_shape(client: TestClient) -> None:

@@ -210,11 +210,25 @@ def test_overload_is_answered_at_once_with_retry_after_and_decodes_nothing(
     assert client.post("/v1/vqa", json=question).status_code == 200
 
 
+def test_what_is_larger_than_what_is_left_is_turned_away_before_it_is_decoded(
+    serve: Serve, model: FakeModel, question: dict[str, Any]
+) -> None:
+    client = serve(max_queue_tokens=40)  # a picture has 16, and nothing is known yet of what pruning leaves
+    long = question | {"question": "is " * 50 + "it?"}
+    with ThreadPoolExecutor(1) as threads, model.held():
+        first = threads.submit(client.post, "/v1/vqa", json=question)
+        assert model.has_begun.wait(10)
+        check(client.post("/v1/vqa", json=long), "overloaded")
+    assert first.result(10).status_code == 200
+    assert 'madtp_images_decoded_total{model="fake"} 1.0' in client.get("/metrics").text
+    assert client.post("/v1/vqa", json=long).status_code == 200  # alone it may take all
+
+
 def test_a_request_that_takes_too_long(serve: Serve, model: FakeModel, question: dict[str, Any]) -> None:
     client = serve(request_deadline_s=0.05)
     with model.held():
         check(client.post("/v1/vqa", json=question), "deadline_exceeded")
-    assert client.app.state.runtime.admission.inside == 0  # type: ignore[attr-defined]
+    assert client.app.state.runtime.fleet.inside == 0  # type: ignore[attr-defined]
 
 
 def test_a_dead_engine_answers_who_waits_and_is_not_ready(

@@ -154,7 +154,7 @@ def test_a_client_that_goes_away_cancels_its_job(
 ) -> None:
     """The job waits behind one that is held; its client leaves; it never runs."""
     app: Any = client.app
-    engine = app.state.runtime.engines["fake"]
+    engine = app.state.runtime.fleet.engines["fake"]
     content = json.dumps(question | {"question": "is left"}).encode()
     headers = {"content-type": "application/json", "content-length": str(len(content))}
 
@@ -176,6 +176,6 @@ def test_a_client_that_goes_away_cancels_its_job(
     first.join(10)
     assert _messages(exchange)[0]["status"] == 499
     assert [questions for batch in model.batches for questions in batch] == ["is it red?"]
-    wait_until(lambda: app.state.runtime.admission.inside == 0)
+    wait_until(lambda: app.state.runtime.fleet.inside == 0)
     outcome = 'madtp_requests_total{model="fake",outcome="cancelled",task="vqa"} 1.0'
     assert outcome in client.get("/metrics").text

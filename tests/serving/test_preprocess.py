@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from madtp_core.difficulty import request_features
 from madtp_core.images import preprocess_image
 from service.errors import ApiError
-from service.preprocess import FORMATS, ImageLimits, decode_image, image_bytes, prepare_vqa
+from service.job import Prepared
+from service.preprocess import FORMATS, ImageLimits, decode_image, image_bytes, prepare
 from tests.serving.conftest import encode
 from tests.serving.fakes import GEOMETRY, solid_picture
 
@@ -29,7 +31,6 @@ def _decode(data: bytes) -> np.ndarray:
 def _refused(data: bytes, limits: ImageLimits = LIMITS) -> str:
     with pytest.raises(ApiError) as caught:
         decode_image(image_bytes(data, limits), limits)
-    assert caught.value.param == "image"
     return caught.value.code
 
 
@@ -223,20 +224,38 @@ def test_texts_that_are_no_image(text: str, code: str) -> None:
     assert caught.value.code == code
 
 
-def test_the_query_holds_what_was_asked_and_the_normalised_picture(png: bytes) -> None:
+def _prepare(images: list[tuple[str, str | bytes]], *, wants_features: bool = False) -> Prepared:
     clock = count(start=10, step=2)
-    prepared = prepare_vqa(
-        png,
-        "is it red?",
-        ("yes", "no"),
-        3,
+    return prepare(
+        "vqa",
+        {"question": "is it red?", "candidates": ["yes", "no"], "num_beams": 3},
+        images,
+        ["is it red?"],
         geometry=GEOMETRY,
+        image_tokens=16,
         limits=LIMITS,
+        wants_features=wants_features,
         asked_s=9.0,
         clock=lambda: float(next(clock)),
     )
+
+
+def test_the_query_holds_what_was_asked_and_the_normalised_picture(png: bytes) -> None:
+    prepared = _prepare([("image", png)])
     query = prepared.query
     assert (query.question, query.candidates, query.num_beams) == ("is it red?", ("yes", "no"), 3)
     expected = preprocess_image(Image.fromarray(solid_picture()), GEOMETRY)
     np.testing.assert_array_equal(query.pixel_values, expected)
-    assert (prepared.thread_wait_s, prepared.decode_s, prepared.preprocess_s) == (1.0, 2.0, 2.0)
+    assert (prepared.images, prepared.dense_tokens, prepared.features) == (1, 16 + 3, None)
+    assert (prepared.thread_wait_s, prepared.decode_s, prepared.preprocess_s) == (1.0, 2.0, 4.0)
+
+
+def test_features_are_those_of_the_picture_and_the_text_as_sent(png: bytes) -> None:
+    features = _prepare([("image", png)], wants_features=True).features
+    assert features == tuple(request_features([solid_picture()], ["is it red?"]))
+
+
+def test_an_error_names_the_image_at_fault(png: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        _prepare([("images.0", png), ("images.1", "?")])
+    assert (caught.value.code, caught.value.param) == ("invalid_base64", "images.1")

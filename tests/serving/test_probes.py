@@ -41,7 +41,7 @@ def test_a_starting_server_answers_probes_and_tells_its_phase(
 def test_a_server_that_still_loads_says_so(make_settings: MakeSettings) -> None:
     may_load = threading.Event()
     app = create_app(make_settings(), {"fake": FakeModel()})
-    engine = app.state.runtime.engines["fake"]
+    engine = app.state.runtime.fleet.engines["fake"]
     load = engine._load
     engine._load = lambda: may_load.wait(10) and load()
     with TestClient(app) as client:

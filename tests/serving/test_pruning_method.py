@@ -1,13 +1,17 @@
 """A model without MADTP weights: dense, or pruned by the method that the operator chose."""
 
+import time
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import pytest
 
 from madtp_core.checkpoint import Checkpoint, save_checkpoint
 from service.engine import load_model
-from service.model import prune_temperature_for, trial_query
+from service.forward import Forward
+from service.job import Job, Prepared
+from service.model import trial_query
 from service.settings import ModelSource, Settings
 
 
@@ -21,12 +25,11 @@ def plain(vqa_checkpoint: Checkpoint, tmp_path: Path) -> ModelSource:
 
 def spent(source: ModelSource, settings: Settings) -> float:
     model = load_model(source, settings)
-    (answer,) = model.predict(
-        [trial_query(model)],
-        prune_temperature=prune_temperature_for(model, settings, 1),
-        keep_mode=settings.keep_mode,
-    )
-    return answer.spent.cost.flops_ratio
+    forward = Forward("plain", model, settings, time.monotonic)
+    job = Job("r", "vqa", "plain", arrived_s=0.0, deadline_s=inf)
+    job.note_prepared(Prepared(trial_query(model, "vqa"), 1, 64.0, None, 0.0, 0.0, 0.0))
+    (served,), _ = forward.run([job])
+    return served.spent.cost.flops_ratio
 
 
 def test_without_a_method_it_is_dense(plain: ModelSource) -> None:

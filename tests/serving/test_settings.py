@@ -73,6 +73,56 @@ def test_models_are_names_and_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings(None).models == wanted == parse_models("demo=checkpoints/demo,base=Some/hub-id,")
 
 
+def _folder(tmp_path: Path, *names: str) -> Path:
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+    return tmp_path
+
+
+def test_models_may_be_a_folder_of_checkpoints(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, "b", "a")
+    (folder / "no checkpoint").mkdir()
+    assert parse_models(str(folder)) == tuple(ModelSource(name, str(folder / name)) for name in "ab")
+
+
+def test_by_default_all_demo_checkpoints_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    _folder(tmp_path / "checkpoints", "one", "two")
+    assert [model.name for model in load_settings(None).models] == ["one", "two"]
+
+
+def test_models_may_be_a_yaml_file(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("demo: checkpoints/demo\nbase: Some/hub-id  # a comment\n")
+    wanted = (ModelSource("demo", "checkpoints/demo"), ModelSource("base", "Some/hub-id"))
+    assert load_settings(None, models=str(file)).models == wanted
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: 1\n", "a: {\n", "", "a b: c\n"])
+def test_a_yaml_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match="MADTP_MODELS"):
+        load_settings(None, models=str(file))
+
+
+def test_keys_are_shown_nowhere() -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(None, api_keys="topsecret", monitoring_key="topsecret")
+    assert "at least 16 characters" in str(refused.value)
+    assert "topsecret" not in str(refused.value)
+    settings = load_settings(None, api_keys="topsecret-0123456789", monitoring_key="topsecret-0123456789")
+    assert "topsecret" not in repr(settings)
+
+
+def test_lists_are_separated_by_commas() -> None:
+    settings = load_settings(None, cors_origins="https://a.example, https://b.example,", image_url_hosts="")
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+    assert settings.image_url_hosts == ()
+
+
 def test_the_command_line_tells_what_is_wrong(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,8 +144,8 @@ def _shown(value: object) -> str:
     match value:
         case None:
             return ""
-        case (ModelSource(name, source),):
-            return f"{name}={source}"
+        case ():
+            return ""
         case _:
             return str(value)
 

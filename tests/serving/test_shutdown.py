@@ -17,15 +17,9 @@ from tests.serving.fakes import FakeModel
 
 ROOT = Path(__file__).parents[2]
 
-# Serves on the given port; a question that begins with "wait" runs until a line comes on stdin. Queries and
-# answers are plain records here: their real module imports torch, for seconds, and nothing of it is used.
+# Serves on the given port; a question that begins with "wait" runs until a line comes on stdin.
 SERVER = """
 import sys
-import types
-records = types.ModuleType("madtp_core.tasks.vqa")
-records.VqaAnswer = types.SimpleNamespace
-records.VqaQuery = lambda candidates=None, **fields: types.SimpleNamespace(candidates=candidates, **fields)
-sys.modules[records.__name__] = records
 from service.cli import serve
 from service.settings import load_settings
 from tests.serving.fakes import FakeModel

@@ -19,6 +19,7 @@ SUMMARY_KEYS = {
     "batch_size",
     "keep_mode",
     "prune_temperature",
+    "flops_target",
     "difficulty",
     "vision",
     "text",
@@ -96,6 +97,7 @@ def test_the_summary_report(client: TestClient, question: dict[str, Any]) -> Non
         "batch_size": 1,
         "keep_mode": "max_keep",
         "prune_temperature": 1.5,
+        "flops_target": {"asked": 0.5, "served": 0.5, "reason": None},
         "difficulty": {"predicted": None, "measured": 0.4},
         "vision": {"token_density": VISION.token_density},
         "text": {"token_density": TEXT.token_density},
@@ -166,7 +168,7 @@ def test_requests_that_wait_together_run_together(
     def ask(_: int) -> Any:
         return client.post("/v1/vqa", json=question).json()["report"]["batch_size"]
 
-    engine = client.app.state.runtime.engines["fake"]  # type: ignore[attr-defined]
+    engine = client.app.state.runtime.fleet.engines["fake"]  # type: ignore[attr-defined]
     with ThreadPoolExecutor(9) as threads, model.held():
         first = threads.submit(ask, 0)
         assert model.has_begun.wait(10)
@@ -182,4 +184,14 @@ def test_the_models_route_tells_names_and_limits(serve: Serve) -> None:
     listed = client.get("/v1/models").json()["models"]
     assert [(entry["name"], entry["is_default"]) for entry in listed] == [("first", True), ("second", False)]
     assert listed[0]["limits"]["max_candidates"] == 7
-    assert listed[0]["description"] == {"architecture": "fake", "parameters": 0}
+    assert (listed[0]["task"], listed[0]["routes"]) == ("vqa", ["/v1/vqa"])
+    assert listed[0]["description"] == FakeModel().describe()
+
+
+def test_the_models_route_tells_the_accuracy_of_every_quality(serve: Serve) -> None:
+    (entry,) = serve(flops_target=0.6, flops_floor=0.3).get("/v1/models").json()["models"]
+    assert entry["quality"] == {
+        "exact": {"flops_target": 1.0, "accuracy": 1.0},
+        "balanced": {"flops_target": 0.6, "accuracy": 0.8},
+        "fast": {"flops_target": 0.3, "accuracy": 0.65},
+    }

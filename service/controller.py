@@ -1,0 +1,193 @@
+"""Which prune temperature a batch runs at, so that requests spend what was promised: numbers and a clock.
+
+Feed-forward from the calibration, feedback from what each batch really cost (control.py), and targets that
+give way to load (degradation.py). The engine owns its controller and calls it under one lock.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from service.control import Choice, ClassState, ControlRules, choose, corrected
+from service.degradation import Degradation, DegradationRules, degraded, slid_target
+
+KeepMode = Literal["max_keep", "per_instance"]
+Quality = Literal["exact", "balanced", "fast"]
+
+
+class Calibration(Protocol):
+    """What was measured of a model; `madtp_core.calibration.Calibration` is one."""
+
+    def temperature_for(self, flops_ratio: float, batch_size: int, keep_mode: str) -> float: ...
+    def reachable(self, batch_size: int, keep_mode: str) -> tuple[float, float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TargetClass:
+    """Requests with one target share what is learned of it, and under max-keep a batch holds one class only.
+
+    flops_ratio: 1 is dense. may_degrade: whether the target gives way to load.
+    """
+
+    name: str
+    flops_ratio: float
+    may_degrade: bool
+
+
+EXACT = TargetClass("exact", 1.0, may_degrade=False)
+
+
+def target_class(
+    quality: Quality | None, flops_target: float | None, *, balanced: float, fast: float
+) -> TargetClass:
+    """The class of a request: of its own target, else of its quality, else `balanced`.
+
+    balanced, fast: the operator's ratios. An own target in (0, 1] counts in steps of 0.01, so that classes
+    stay few; it is the request's and does not degrade.
+    """
+    if flops_target is not None:
+        flops_ratio = max(0.01, round(flops_target, 2))
+        return EXACT if flops_ratio >= 1 else TargetClass(f"{flops_ratio:.2f}", flops_ratio, False)
+    named = {
+        "exact": EXACT,
+        "balanced": TargetClass("balanced", balanced, may_degrade=True),
+        "fast": TargetClass("fast", fast, may_degrade=True),
+    }
+    return named[quality or "balanced"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What one request runs at.
+
+    flops_ratio: its target now, degraded or not. asked_ratio: what the calibration was asked for. is_floor:
+    the target is below what the model reaches at this batch size. dither: see `Choice`.
+    """
+
+    prune_temperature: float
+    flops_ratio: float
+    asked_ratio: float
+    is_floor: bool
+    dither: float = 0.0
+
+
+DENSE = Setting(prune_temperature=0.0, flops_ratio=1.0, asked_ratio=1.0, is_floor=False)
+
+
+class Controller:
+    """Holds what requests spend at their targets; without a calibration everything runs dense.
+
+    floor: no target degrades below this flops_ratio. When it is off, every batch runs at fixed_temperature,
+    or at the one that spends the target in batches of reference_batch_size: the paper's way.
+    """
+
+    def __init__(
+        self,
+        calibration: Calibration | None,
+        keep_mode: KeepMode,
+        *,
+        floor: float,
+        is_on: bool = True,
+        fixed_temperature: float | None = None,
+        reference_batch_size: int = 32,
+        rules: ControlRules | None = None,
+        degradation_rules: DegradationRules | None = None,
+    ) -> None:
+        self._calibration = calibration
+        self._keep_mode = keep_mode
+        self._floor = floor
+        self._is_on = is_on
+        self._fixed_temperature = fixed_temperature
+        self._reference_batch_size = reference_batch_size
+        self._rules = rules or ControlRules()
+        self._degradation_rules = degradation_rules or DegradationRules()
+        self._degradation = Degradation()
+        self._states: dict[str, ClassState] = {}
+        self._latest_correction = 0.0
+        self._reachable: dict[int, tuple[float, float]] = {}
+
+    @property
+    def degradation(self) -> float:
+        """How far targets have given way to load: 0 is full quality, 1 the floor."""
+        return self._degradation.level
+
+    @property
+    def corrections(self) -> Mapping[str, float]:
+        """By class name, the log of what is asked of the calibration / the target."""
+        return {name: state.correction for name, state in self._states.items()}
+
+    def set_pressure(self, pressure: float, now_s: float) -> None:
+        """Says how full the service is: predicted tokens inside / their bound. Before every `settings`."""
+        if self._is_on:
+            self._degradation = degraded(self._degradation, pressure, now_s, self._degradation_rules)
+
+    def settings(self, classes: Sequence[TargetClass]) -> list[Setting]:
+        """What each request of the next batch runs at.
+
+        Raises ValueError for several classes in one batch under max-keep, whose rows share one temperature.
+        """
+        if self._keep_mode == "per_instance":
+            temperatures: dict[float, float] = {}  # of this batch: most of its requests ask for the same
+            return [self._setting(one, 1, temperatures) for one in classes]
+        if len(set(classes)) > 1:
+            names = ", ".join(sorted({one.name for one in classes}))
+            raise ValueError(f"a max-keep batch holds one target class, got {names}")
+        return [self._setting(classes[0], len(classes), {})] * len(classes) if classes else []
+
+    def observe(
+        self, classes: Sequence[TargetClass], settings: Sequence[Setting], flops_ratios: Sequence[float]
+    ) -> None:
+        """Learns from a batch that was answered; flops_ratios: spent / dense of each request."""
+        if not self._is_on:
+            return
+        spent: dict[str, list[tuple[Setting, float]]] = {}
+        for one, setting, flops_ratio in zip(classes, settings, flops_ratios, strict=True):
+            if one.name in self._states:
+                spent.setdefault(one.name, []).append((setting, flops_ratio))
+        for name, pairs in spent.items():
+            setting = pairs[0][0]
+            # The requests of a class differ in their turns with dense (per-instance), and in nothing else.
+            choice = Choice(setting.asked_ratio, setting.is_floor, _mean([each.dither for each, _ in pairs]))
+            measured = _mean([flops_ratio for _, flops_ratio in pairs])
+            state = corrected(
+                self._states[name], choice, setting.flops_ratio, measured, len(pairs), self._rules
+            )
+            self._states[name] = state
+            self._latest_correction = state.correction
+
+    def _setting(self, one: TargetClass, size: int, temperatures: dict[float, float]) -> Setting:
+        if self._calibration is None or one.flops_ratio >= 1:
+            return DENSE
+        if not self._is_on:
+            return self._fixed_setting(one, self._calibration, temperatures)
+        target = one.flops_ratio
+        if one.may_degrade:
+            target = slid_target(target, self._floor, self._degradation.level)
+        # A new class begins with what was last learned of the plant.
+        state = self._states.get(one.name, ClassState(self._latest_correction))
+        self._states[one.name], choice = choose(state, target, size, self._reachable_at(size))
+        asked = choice.flops_ratio
+        if asked not in temperatures:
+            temperatures[asked] = self._calibration.temperature_for(asked, size, self._keep_mode)
+        return Setting(temperatures[asked], target, asked, choice.is_floor, choice.dither)
+
+    def _fixed_setting(
+        self, one: TargetClass, calibration: Calibration, temperatures: dict[float, float]
+    ) -> Setting:
+        ratio = one.flops_ratio
+        if self._fixed_temperature is not None:
+            return Setting(self._fixed_temperature, ratio, ratio, is_floor=False)
+        if ratio not in temperatures:
+            size = self._reference_batch_size
+            temperatures[ratio] = calibration.temperature_for(ratio, size, self._keep_mode)
+        return Setting(temperatures[ratio], ratio, ratio, is_floor=False)
+
+    def _reachable_at(self, size: int) -> tuple[float, float]:
+        assert self._calibration is not None, "only calibrated models are controlled"
+        if size not in self._reachable:
+            self._reachable[size] = self._calibration.reachable(size, self._keep_mode)
+        return self._reachable[size]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
