@@ -1,0 +1,85 @@
+"""A service of our own on a free loopback port, with settings of one's choice."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from loadtests.errors import LoadTestError
+
+ROOT = Path(__file__).parents[1]
+_PREFIX = "MADTP_"
+_READY_TIMEOUT_S = 180.0
+_STOP_TIMEOUT_S = 40.0
+_POLL_S = 0.1
+_LOG_TAIL = 2000  # characters of a dead server's log that are shown
+
+
+def free_port() -> int:
+    """Find a TCP port that nothing listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def answers(address: str) -> bool:
+    """Say whether a GET is answered with 200."""
+    try:
+        with urllib.request.urlopen(address, timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def is_ready(url: str) -> bool:
+    """Say whether a service answers there and will serve requests."""
+    return answers(f"{url}/readyz")
+
+
+@contextmanager
+def serving(settings: Mapping[str, str]) -> Iterator[str]:
+    """Start `madtp-serve` with these MADTP_ settings, wait until it is ready, and give its address.
+
+    MADTP_ variables of this process do not reach it. It is stopped by SIGTERM. Raises LoadTestError with the
+    end of its log when it does not become ready.
+    """
+    port = free_port()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
+    environment = inherited | {"MADTP_LOG_LEVEL": "warning"} | dict(settings) | {"MADTP_PORT": str(port)}
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.cli"], cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
+        try:
+            _wait_until_ready(process, url)
+            yield url
+        except LoadTestError as error:
+            log.seek(0)
+            raise LoadTestError(f"{error}\n{log.read()[-_LOG_TAIL:]}") from error
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    give_up_s = time.monotonic() + _READY_TIMEOUT_S
+    while not is_ready(url):
+        if process.poll() is not None:
+            raise LoadTestError(f"the service ended with status {process.returncode} before it was ready")
+        if time.monotonic() > give_up_s:
+            raise LoadTestError(f"the service was not ready after {_READY_TIMEOUT_S:.0f} s")
+        time.sleep(_POLL_S)

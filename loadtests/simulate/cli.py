@@ -1,0 +1,81 @@
+"""`python -m loadtests.simulate`: one scenario as a table, and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+from loadtests.errors import LoadTestError
+from loadtests.simulate.costs import CostModel, read_costs
+from loadtests.simulate.result import Result, summarise
+from loadtests.simulate.scenarios import SCENARIOS
+from loadtests.simulate.setup import Setup, simulate
+
+_COLUMNS = [field.name for field in fields(Result) if field.name != "label"]
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    about = "\n".join(f"  {name:<12}{scenario.question}" for name, scenario in SCENARIOS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.simulate",
+        description="The service's own batcher and controller on a virtual clock.",
+        epilog=f"scenarios:\n{about}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--scenario", required=True, choices=SCENARIOS, metavar="NAME", help="see below")
+    parser.add_argument(
+        "--costs", type=Path, help="JSON of measured batches to fit: a list of [size, tokens, seconds]"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of arrivals, needs and predictions")
+    parser.add_argument("--target", type=float, help="flops_ratio to hold, if not the scenario's")
+    parser.add_argument("--duration", type=float, metavar="S", help="virtual seconds, if not the scenario's")
+    parser.add_argument("--out", type=Path, help="where to write setups and results as JSON")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a scenario; 0, or 2 for what the user can repair."""
+    options = parse(arguments)
+    try:
+        costs = read_costs(options.costs) if options.costs else CostModel()
+    except LoadTestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rows = []
+    setups = [_changed(setup, options) for setup in SCENARIOS[options.scenario].setups()]
+    width = max(len(setup.label) for setup in setups)
+    print(f"{options.scenario:<{width}}", *(f"{name:>{_width(name)}}" for name in _COLUMNS))
+    for setup in setups:
+        workload = setup.workload(costs)
+        result = summarise(setup, workload, simulate(setup, workload, costs))
+        rows.append({"setup": asdict(setup), "result": asdict(result)})
+        cells = (f"{_text(getattr(result, name)):>{_width(name)}}" for name in _COLUMNS)
+        print(f"{result.label:<{width}}", *cells, flush=True)
+    if options.out:
+        report = {"scenario": options.scenario, "costs": asdict(costs), "runs": rows}
+        options.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    return 0
+
+
+def _changed(setup: Setup, options: argparse.Namespace) -> Setup:
+    target = setup.target if options.target is None else options.target
+    return replace(
+        setup,
+        seed=options.seed,
+        target=target,
+        floor=min(setup.floor, target),
+        duration_s=options.duration or setup.duration_s,
+    )
+
+
+def _width(name: str) -> int:
+    return max(len(name), 7)
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"

@@ -1,0 +1,47 @@
+"""The Locust file, against a stand-in for Locust: it sends our requests and grades the replies."""
+
+import json
+import runpy
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from loadtests.requests import PreparedRequest
+
+PATH = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
+
+
+@pytest.fixture
+def visitor(monkeypatch: pytest.MonkeyPatch) -> Any:
+    locust = ModuleType("locust")
+    locust.HttpUser = object  # type: ignore[attr-defined]
+    locust.between = lambda least, most: (least, most)  # type: ignore[attr-defined]
+    locust.task = lambda function: function  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "locust", locust)
+    prepared = PreparedRequest("vqa", "/v1/vqa", "text/plain", b"body", "red", "easy")
+    monkeypatch.setattr("loadtests.requests.prepare_requests", lambda scenario: [prepared])
+    user = runpy.run_path(str(PATH))["Visitor"]()
+    user.on_start()
+    return user
+
+
+@pytest.mark.parametrize(("answer", "failures"), [("red", []), ("blue", ["wrong answer"])])
+def test_it_sends_our_requests_and_fails_wrong_answers(
+    visitor: Any, answer: str, failures: list[str]
+) -> None:
+    told: list[str] = []
+    reply = SimpleNamespace(status_code=200, text=json.dumps({"answer": answer}), failure=told.append)
+    sent: list[tuple[str, bytes]] = []
+
+    def post(path: str, *, data: bytes, headers: dict[str, str], catch_response: bool) -> Any:
+        sent.append((path, data))
+        return nullcontext(reply)
+
+    visitor.client = SimpleNamespace(post=post)
+    visitor.ask()
+    assert sent == [("/v1/vqa", b"body")]
+    assert told == failures
