@@ -12,7 +12,7 @@ export PIP_CONSTRAINT := requirements.lock
 export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install serve test lint format bench demo-weights clean
+.PHONY: help install serve test lint format bench loadtest demo-weights clean
 
 help:
 	@echo "make serve         answer questions on http://127.0.0.1:8000 (settings: MADTP_...=... make serve)"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint          ruff, and mypy --strict on both packages"
 	@echo "make format        let ruff put the code in form"
 	@echo "make bench         time full-size BLIP-base, dense and pruned (BENCH_ARGS=... for options)"
+	@echo "make loadtest      two minutes of load on make serve, or on a service it starts; report in runs/loadtests"
 	@echo "make demo-weights  train the committed demo checkpoint again"
 	@echo "make install       only set up .venv"
 	@echo "make clean         remove .venv and the tools' caches"
@@ -53,6 +54,9 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/madtp bench encoder $(BENCH_ARGS)
+
+loadtest: $(READY)
+	$(BIN)/python -m loadtests run loadtests/scenarios/two_minutes.yaml
 
 demo-weights: $(READY)
 	$(BIN)/madtp demo-weights
