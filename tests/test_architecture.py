@@ -50,7 +50,8 @@ ONLY_IN = {
 TORCH_IN_SERVICE = ("service/engine.py", "service/preprocess.py")
 ENVIRONMENT_IN = ("service/settings.py", "madtp_core/train/")
 # Decide on integers, floats and clocks: not even through another module of the service do they load torch.
-PLAIN_NUMBERS = ("service/batcher.py", "service/job.py", "service/difficulty.py", "service/controller.py")
+_PLAIN = "batcher waiting cut budget isolation controller control degradation job difficulty"
+PLAIN_NUMBERS = tuple(f"service/{name}.py" for name in _PLAIN.split())
 
 MAX_TRACKED_BYTES = 20_000_000
 # Written in pieces, so that this file does not find itself.

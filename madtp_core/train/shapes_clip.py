@@ -20,7 +20,7 @@ from madtp_core.tasks.cost import branch_traces
 from madtp_core.train.contents import Contents
 from madtp_core.train.costs import CostsInTurn
 from madtp_core.train.hooks import Hooks
-from madtp_core.train.importance import WatchedMadtp
+from madtp_core.train.importance import WatchedMadtp, importance_loss, spread_loss
 from madtp_core.train.patches import NUM_PATCH_OUTPUTS, by_patch, patches_loss
 from madtp_core.train.shapes_data import pixel_values
 from madtp_core.train.shapes_describe import CaptionBatch, DescribeLosses, contrast_loss
@@ -69,19 +69,21 @@ class ClipShapes:
         norm = network.clip.vision_model.post_layernorm
         features, stays = by_patch(image.tokens, self.cost_model.vision.patches)
         is_object = batch.scenes.patch_labels > 0
+        seen = self.pruner.seen()
         parts = {
             "patches": patches_loss(self.patch_head(norm(features)).float(), batch.scenes, stays),
             "contents": self.contents(norm(image.tokens.protected()), batch.contents),
             "contrast": contrast_loss(network.image_embeddings(image), network.text_embeddings(text), reader),
             "alignment": alignment_loss(image.aligned[reader], text.aligned),
-            "importance": self.pruner.importance_loss(is_object, self.weights.margin),
+            "importance": importance_loss(seen, is_object, self.weights.margin),
+            "spread": spread_loss(seen),
         }
         loss = torch.stack([getattr(self.weights, name) * part for name, part in parts.items()]).sum()
         figures = {f"{name}_loss": part.item() for name, part in parts.items()}
-        seen = branch_traces(image, [self.cost_model.vision.patches] * len(images))
+        traces = branch_traces(image, [self.cost_model.vision.patches] * len(images))
         said = branch_traces(text, (batch.text_mask.sum(1) - 1).tolist())
         pairs = [
-            {VISION: (one,), TEXT: (said[row],)} for one, row in zip(seen, viewers.tolist(), strict=True)
+            {VISION: (one,), TEXT: (said[row],)} for one, row in zip(traces, viewers.tolist(), strict=True)
         ]
         spent = sum(self.cost_model.spent_macs(pair, (), pruning) for pair in pairs)
         dense = sum(self.cost_model.dense_macs(pair, ()) for pair in pairs)

@@ -29,7 +29,7 @@ from madtp_core.tasks.retrieval_network import RetrievalNetwork
 from madtp_core.tasks.text import TextCodec
 from madtp_core.train.contents import Contents, contents_tensor
 from madtp_core.train.costs import CostsInTurn
-from madtp_core.train.importance import WatchedMadtp
+from madtp_core.train.importance import WatchedMadtp, importance_loss, spread_loss
 from madtp_core.train.patches import by_patch, patches_loss
 from madtp_core.train.shapes_data import SceneBatch, ShapesBatches, pixel_values, scene_batch
 
@@ -77,7 +77,8 @@ class DescribeLosses:
 
     patches: what stands in every patch that is kept. contents: how many of what, read off the class token.
     captions: a decoder writes all captions. contrast: image and captions find each other among the batch's.
-    alignment: MAG's. importance: objects' patches come out `margin` times as important as background.
+    alignment: MAG's. importance: objects' patches come out `margin` times as important as background. spread:
+    the alignment tokens look everywhere, so that small prune temperatures prune little.
     """
 
     patches: float = 1.0
@@ -86,6 +87,7 @@ class DescribeLosses:
     contrast: float = 0.3
     alignment: float = 0.1
     importance: float = 0.1
+    spread: float = 0.1
     margin: float = 2.0
 
 
@@ -142,6 +144,7 @@ class DescribeShapes:
         assert image.aligned is not None and text.aligned is not None
         features, stays = by_patch(image.tokens, self.vision_geometry.patches)
         is_object = batch.scenes.patch_labels > 0
+        seen = self.pruner.seen()
         parts = {
             "patches": patches_loss(self.patch_head(features).float(), batch.scenes, stays),
             "contents": self.contents(image.tokens.protected(), batch.contents),
@@ -150,7 +153,8 @@ class DescribeShapes:
                 self.retrieval.image_embeddings(image), self.retrieval.text_embeddings(text), batch.reader
             ),
             "alignment": alignment_loss(image.aligned[batch.reader], text.aligned),
-            "importance": self.pruner.importance_loss(is_object, self.weights.margin),
+            "importance": importance_loss(seen, is_object, self.weights.margin),
+            "spread": spread_loss(seen),
         }
         loss = torch.stack([getattr(self.weights, name) * part for name, part in parts.items()]).sum()
         figures = {f"{name}_loss": part.item() for name, part in parts.items()}

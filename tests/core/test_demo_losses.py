@@ -11,10 +11,9 @@ from madtp_core.backbones.blip import blip_config, build_blip_vision, build_blip
 from madtp_core.backbones.clip import build_clip, clip_config, embed_image
 from madtp_core.data.shapes import ShapesVqa
 from madtp_core.encoder import Pruning
-from madtp_core.pruning.madtp import MadtpPruner
 from madtp_core.tasks.vqa import BlipVqa
 from madtp_core.tokens import Tokens
-from madtp_core.train.importance import WatchedMadtp
+from madtp_core.train.importance import Seen, WatchedMadtp, importance_loss, spread_loss
 from madtp_core.train.patches import balanced_loss, by_patch, centres
 from madtp_core.train.reading import Pointing
 from madtp_core.train.shapes_clip import start_from_blip
@@ -154,39 +153,53 @@ def attention_input(model, batch, image, index):
     return seen[0]
 
 
-@pytest.mark.parametrize("margin", [1.5, 8.0])
-def test_importance_loss_is_how_far_objects_fall_short(vqa_checkpoint, margin):
-    """Computed again from what every block's pruner saw."""
-    model = BlipVqa(vqa_checkpoint)
+def watched(checkpoint):
+    """What the vision blocks of three scenes were pruned by, and where their objects stand."""
+    model, pruner = BlipVqa(checkpoint), WatchedMadtp()
     data = ShapesBatches(ShapesVqa(0, "train", 1000, 0, 64), 3)[0]
-    pixels, is_object = pixel_values(data.images, model.image_geometry), data.patch_labels > 0
-    seen = []
+    pixels = pixel_values(data.images, model.image_geometry)
+    model.network.encode_image(pixels, Pruning(pruner, torch.full((3,), 0.7), "max_keep"))
+    seen = pruner.seen()
+    assert pruner.seen() == [] and any((block.position == -1).any() for block in seen)
+    return seen, data.patch_labels > 0
 
-    class Recorder(MadtpPruner):
-        def decide(self, tokens, signals, step):
-            decided = super().decide(tokens, signals, step)
-            seen.append((tokens.position, decided[0]))
-            return decided
 
-    watched = WatchedMadtp()
-    for pruner in (watched, Recorder()):
-        model.network.encode_image(pixels, Pruning(pruner, torch.full((3,), 0.7), "max_keep"))
+@pytest.mark.parametrize("margin", [1.5, 8.0])
+def test_importance_loss_is_how_far_patches_fall_short(vqa_checkpoint, margin):
+    """Computed again from what every block's pruner saw, patch by patch."""
+    seen, is_object = watched(vqa_checkpoint)
     losses = []
-    for position, importance in seen:
+    for block in seen:
         for row in range(3):
             weights = {True: [], False: []}
-            for place, weight in zip(position[row, 1:].tolist(), importance[row].tolist(), strict=True):
+            places = zip(block.position[row].tolist(), block.importance[row].tolist(), strict=True)
+            for place, weight in places:
                 if place > 0:
-                    weights[bool(is_object[row, place - 1])].append(max(weight, 0.0))
+                    weights[bool(is_object[row, place - 1])].append(max(weight, 1e-6))
+            short = long = [0.0]
             if all(weights.values()):
-                objects, background = (sum(weights[key]) / len(weights[key]) for key in (True, False))
-                losses.append(max(0.0, math.log(margin * background / objects)))
-            else:
-                losses.append(0.0)
-    assert any((position == -1).any() for position, _ in seen) and max(losses) > 0
-    assert watched.importance_loss(is_object, margin).item() == pytest.approx(
-        sum(losses) / len(losses), rel=1e-4
+                objects, background = (sum(weights[kind]) / len(weights[kind]) for kind in (True, False))
+                short = [max(0.0, math.log(margin * background / weight)) for weight in weights[True]]
+                long = [max(0.0, math.log(margin * weight / objects)) for weight in weights[False]]
+            losses.append((sum(short) / len(short) + sum(long) / len(long)) / 2)
+    assert max(losses) > 0
+    wanted = pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert importance_loss(seen, is_object, margin).item() == wanted
+
+
+def test_spread_loss_is_nothing_where_alignment_tokens_look_everywhere_alike(vqa_checkpoint):
+    seen, _ = watched(vqa_checkpoint)
+    block = seen[0]
+    even = Seen(block.position, block.importance, torch.ones_like(block.guidance), block.mask)
+    assert spread_loss([even]).item() == pytest.approx(0, abs=1e-5)
+    one = torch.zeros_like(block.guidance)
+    one[:, 3] = 1e4  # all of them look at the same token
+    assert spread_loss([Seen(block.position, block.importance, one, None)]).item() == pytest.approx(
+        math.log(block.position.shape[1]), rel=1e-3
     )
+    mask = torch.arange(block.position.shape[1]).expand(3, -1) < 10
+    ragged = Seen(block.position, block.importance, torch.ones_like(block.guidance), mask)
+    assert spread_loss([ragged]).item() == pytest.approx(0, abs=1e-5)
 
 
 def test_balanced_loss_weighs_rare_objects_like_frequent_background():
