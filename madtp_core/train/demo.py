@@ -52,45 +52,56 @@ class DemoRun:
         self.train(tasks)
         self.store()
 
+    def train(self, tasks: Sequence[str] = TASKS) -> None:
+        """Run the recipe's stages in their order, those of other tasks left out; every stage resumes.
+
+        A stage is of a kind, its own name unless it says: `look` and `describe` train the tower, the others
+        are tasks. A later stage of a kind goes on with what the earlier one trained, its heads included.
+        """
+        seed_everything(self.recipe["seed"])
+        models, before, first_scene = DemoModels(self.recipe), dict[str, TrainTask](), 0
+        for name, part in self.recipe["stages"].items():
+            kind = part.get("kind", name)
+            if kind not in TASKS or kind in tasks:
+                loop = LoopConfig(seed=self.recipe["seed"], **part["loop"])
+                seed_everything(loop.seed)  # so that fresh weights do not depend on the stages before
+                task = self._task(kind, models, part, first_scene)
+                if kind in before:
+                    task.modules.load_state_dict(before[kind].modules.state_dict())
+                run(task, loop, self.work / name)
+                before[kind] = task
+            first_scene += part["loop"]["steps"] * part["scenes"]
+
     def store(self) -> None:
         """Write a calibrated checkpoint of every task that was trained; a tower they share is stored once.
 
         Calibrates what will be served, rounding included; goes on where an interrupted calibration stopped.
         """
-        trained = [task for task in TASKS if (self.work / task / "model").is_dir()]
+        last_stages = {part.get("kind", name): name for name, part in self.recipe["stages"].items()}
+        trained = [task for task in TASKS if (self.work / last_stages[task] / "model").is_dir()]
         for task in trained:
-            self._calibrated(task).save_pretrained(self.output / CHECKPOINTS[task], dtype=self._dtype)
+            model = self._calibrated(task, self.work / last_stages[task])
+            model.save_pretrained(self.output / CHECKPOINTS[task], dtype=self._dtype)
         sharing = [self.output / CHECKPOINTS[task] for task in trained if task in ON_TOWER]
         share_weights(sharing, self.output / TOWER, "vision_model.")
 
-    def _calibrated(self, task: str) -> PrunedModel:
-        part, path = self.recipe["calibrate"], self.work / task / "model"
-        model = load_model(path)
+    def _calibrated(self, task: str, stage: Path) -> PrunedModel:
+        part, model = self.recipe["calibrate"], load_model(stage / "model")
+        seed, side = self.recipe["seed"], model.image_geometry.width
         mixes = {
-            mix: ShapesSamples(
-                task, "validation", part["samples"], self.recipe["seed"], mix, model.image_geometry.width
-            )
-            for mix in part["mixes"]
+            mix: ShapesSamples(task, "validation", part["samples"], seed, mix, side) for mix in part["mixes"]
         }
         about = {"temperature": model.pruning and model.pruning.prune_temperature, **part}
-        table = calibrate(
-            model,
-            mixes,
-            batch_sizes=part["batch_sizes"],
-            ledger=Ledger(self.work / task / LEDGER_NAME, about),
-            progress=True,
-        )
+        ledger = Ledger(stage / LEDGER_NAME, about)
+        table = calibrate(model, mixes, batch_sizes=part["batch_sizes"], ledger=ledger, progress=True)
         return type(model)(replace(model.checkpoint, calibration=table), name=CHECKPOINTS[task])
 
     @property
     def _dtype(self) -> torch.dtype:
         return DTYPES[self.recipe["store"]]
 
-    def train(self, tasks: Sequence[str] = TASKS) -> None:
-        """Train the shared tower, then the tasks on it; every stage resumes."""
-        seed_everything(self.recipe["seed"])
-        models = DemoModels(self.recipe)
-        stages: dict[str, Callable[[DemoModels], TrainTask]] = {
+    def _task(self, kind: str, models: DemoModels, part: Mapping[str, Any], first_scene: int) -> TrainTask:
+        makers: dict[str, Callable[[DemoModels, Mapping[str, Any], ShapesBatches], TrainTask]] = {
             "look": self._look,
             "describe": self._describe,
             "vqa": self._vqa,
@@ -99,40 +110,14 @@ class DemoRun:
             "reasoning": self._reasoning,
             "clip": self._clip,
         }
-        for name, task_of in stages.items():
-            if name in TASKS and name not in tasks:
-                continue
-            loop = LoopConfig(seed=self.recipe["seed"], **self.recipe[name]["loop"])
-            seed_everything(loop.seed)  # so that fresh weights do not depend on the stages before
-            run(task_of(models), loop, self.work / name)
-
-    def _scenes(self, stage: str) -> ShapesBatches:
-        """A stage's scenes: behind those of the stages before it, tasks all from the same one on."""
-        part = self.recipe[stage]
-        before = {"look": (), "describe": ("look",)}.get(stage, ("look", "describe"))
-        first = sum(self.recipe[name]["loop"]["steps"] * self.recipe[name]["scenes"] for name in before)
         scenes = self._split("train", 10**9, part.get("questions", 0), part.get("family_weights"))
-        return ShapesBatches(scenes, part["scenes"], first)
+        return makers[kind](models, part, ShapesBatches(scenes, part["scenes"], first_scene))
 
     def _split(
         self, split: Split, length: int, questions: int, family_weights: Mapping[str, float] | None = None
     ) -> ShapesVqa:
         size = self.recipe["image"]["size"]
         return ShapesVqa(self.recipe["seed"], split, length, questions, size, family_weights=family_weights)
-
-    def _held_out(self, stage: str) -> ShapesBatches:
-        return ShapesBatches(
-            self._split("validation", self.recipe["validation_scenes"], 0), self.recipe[stage]["scenes"]
-        )
-
-    def _costs(self, stage: str) -> CostsInTurn:
-        part = self.recipe[stage]["costs"]
-        return CostsInTurn(
-            [Cost(*each) for each in part["each"]],
-            part["first_temperatures"],
-            ramp_steps=part["ramp_steps"],
-            gain=part["gain"],
-        )
 
     def _hooks(self, model: PrunedModel, costs: CostsInTurn) -> Hooks:
         """Evaluate and save through the served path, with the temperature that training has reached."""
@@ -161,82 +146,93 @@ class DemoRun:
 
         return Hooks(evaluated, save)
 
-    def _look(self, models: DemoModels) -> TrainTask:
+    def _look(self, models: DemoModels, part: Mapping[str, Any], scenes: ShapesBatches) -> TrainTask:
+        held_out = self._split("validation", self.recipe["validation_scenes"], 0)
         return ShapesVision(
             models.caption.network,
             models.patch_head,
-            self._scenes("look"),
-            self._held_out("look"),
+            scenes,
+            ShapesBatches(held_out, part["scenes"]),
             models.geometry,
         )
 
-    def _describe(self, models: DemoModels) -> TrainTask:
+    def _describe(self, models: DemoModels, part: Mapping[str, Any], scenes: ShapesBatches) -> TrainTask:
         caption, retrieval = models.caption, models.retrieval
         return DescribeShapes(
             caption.network,
             retrieval.network,
             models.patch_head,
-            ShapesCaptionBatches(self._scenes("describe"), caption.codec),
+            ShapesCaptionBatches(scenes, caption.codec),
             models.geometry,
-            self._costs("describe"),
-            DescribeLosses(**self.recipe["describe"]["losses"]),
+            costs_of(part),
+            DescribeLosses(**part["losses"]),
         )
 
-    def _vqa(self, models: DemoModels) -> TrainTask:
-        model, costs = models.for_vqa(), self._costs("vqa")
+    def _vqa(self, models: DemoModels, part: Mapping[str, Any], scenes: ShapesBatches) -> TrainTask:
+        model, costs = models.vqa, costs_of(part)
         return ReadShapesVqa(
             model.network,
-            ShapesVqaBatches(self._scenes("vqa"), model.codec),
+            ShapesVqaBatches(scenes, model.codec),
             models.geometry,
             self._hooks(model, costs),
             costs,
-            ReadingLosses(**self.recipe["vqa"]["losses"]),
+            ReadingLosses(**part["losses"]),
         )
 
-    def _caption(self, models: DemoModels) -> TrainTask:
-        model, costs = models.for_caption(), self._costs("caption")
+    def _caption(self, models: DemoModels, part: Mapping[str, Any], scenes: ShapesBatches) -> TrainTask:
+        model, costs = models.caption, costs_of(part)
         return WriteShapesCaptions(
             model.network,
-            ShapesCaptionBatches(self._scenes("caption"), model.codec),
+            ShapesCaptionBatches(scenes, model.codec),
             models.geometry,
             self._hooks(model, costs),
             costs,
         )
 
-    def _retrieval(self, models: DemoModels) -> TrainTask:
-        model, costs = models.for_retrieval(), self._costs("retrieval")
+    def _retrieval(self, models: DemoModels, part: Mapping[str, Any], scenes: ShapesBatches) -> TrainTask:
+        model, costs = models.retrieval, costs_of(part)
         return MatchShapes(
             model.network,
             model.codec,
-            ShapesCaptionBatches(self._scenes("retrieval"), model.codec),
+            ShapesCaptionBatches(scenes, model.codec),
             models.geometry,
             self._hooks(model, costs),
             costs,
-            MatchingLosses(**self.recipe["retrieval"]["losses"]),
+            MatchingLosses(**part["losses"]),
         )
 
-    def _reasoning(self, models: DemoModels) -> TrainTask:
-        model, costs = models.for_reasoning(), self._costs("reasoning")
-        part = self.recipe["reasoning"]
+    def _reasoning(self, models: DemoModels, part: Mapping[str, Any], scenes: ShapesBatches) -> TrainTask:
+        model, costs = models.reasoning, costs_of(part)
         return ReasonShapes(
             model.network,
-            ShapesStatementBatches(self._scenes("reasoning"), model.codec, part["statements"]),
+            ShapesStatementBatches(scenes, model.codec, part["statements"]),
             models.geometry,
             self._hooks(model, costs),
             costs,
             ReasoningLosses(**part["losses"]),
         )
 
-    def _clip(self, models: DemoModels) -> TrainTask:
-        model, costs = models.for_clip(), self._costs("clip")
+    def _clip(self, models: DemoModels, part: Mapping[str, Any], scenes: ShapesBatches) -> TrainTask:
+        model, costs = models.clip, costs_of(part)
         return ClipShapes(
             model.network,
-            ShapesCaptionBatches(self._scenes("clip"), model.codec),
+            ShapesCaptionBatches(scenes, model.codec),
             models.geometry,
             self._hooks(model, costs),
             costs,
-            DescribeLosses(**self.recipe["clip"]["losses"]),
+            DescribeLosses(**part["losses"]),
         )
+
+
+def costs_of(part: Mapping[str, Any]) -> CostsInTurn:
+    """The costs of a stage."""
+    costs = part["costs"]
+    return CostsInTurn(
+        [Cost(*each) for each in costs["each"]],
+        costs["first_temperatures"],
+        ramp_steps=costs["ramp_steps"],
+        gain=costs["gain"],
+    )
 
 
 def read_recipe(path: Path = RECIPE) -> dict[str, Any]:

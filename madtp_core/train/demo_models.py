@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
-from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -17,7 +16,7 @@ from madtp_core.backbones.blip import (
     build_blip_vqa,
 )
 from madtp_core.backbones.clip import build_clip, clip_config
-from madtp_core.backbones.nlvr import BlipForReasoning
+from madtp_core.backbones.nlvr import build_blip_reasoning
 from madtp_core.checkpoint import Checkpoint, build_alignment
 from madtp_core.config import AlignmentConfig, MadtpConfig, PruningConfig
 from madtp_core.data.shapes import build_tokenizer
@@ -33,7 +32,7 @@ from madtp_core.train.shapes_clip import start_from_blip
 
 
 class DemoModels:
-    """A vision tower, alignment tokens, and the texts that were pre-trained with them; makes a task's model.
+    """A vision tower, its alignment tokens, and a model a task on it, made at first use.
 
     recipe: its `image`, `model` and `alignment`. Fresh weights; the global random state decides which.
     patch_head: reads patches off the tower.
@@ -55,33 +54,21 @@ class DemoModels:
         self.vision = build_blip_vision(self.config)
         self.alignment = build_alignment(self.alignment_config, self.config)
         self.patch_head = nn.Linear(self.shape["width"], NUM_PATCH_OUTPUTS)
-        self.caption, self.retrieval = self._caption(), self._retrieval()
+        self.caption = BlipCaption(self._on_tower(build_blip_caption(self.config), "caption"))
+        self.retrieval = BlipRetrieval(self._on_tower(build_blip_retrieval(self.config), "retrieval"))
 
-    def _caption(self) -> BlipCaption:
-        return BlipCaption(self._on_tower(build_blip_caption(self.config), "caption"))
+    @cached_property
+    def vqa(self) -> BlipVqa:
+        """A fresh question encoder and answer decoder on the tower."""
+        return BlipVqa(self._on_tower(build_blip_vqa(self.config), "vqa"))
 
-    def _retrieval(self) -> BlipRetrieval:
-        return BlipRetrieval(self._on_tower(build_blip_retrieval(self.config), "retrieval"))
+    @cached_property
+    def reasoning(self) -> BlipReasoning:
+        """A fresh twin text encoder on the tower."""
+        return BlipReasoning(self._on_tower(build_blip_reasoning(self.config), "reasoning"))
 
-    def for_caption(self) -> BlipCaption:
-        """The captioner as pre-training left it."""
-        return self.caption
-
-    def for_retrieval(self) -> BlipRetrieval:
-        """The pre-trained text encoder, which has not yet read an image, with alignment tokens of its own."""
-        model = self.retrieval
-        return BlipRetrieval(replace(model.checkpoint, alignment=deepcopy(self.alignment)))
-
-    def for_vqa(self) -> BlipVqa:
-        """A fresh question encoder and answer decoder."""
-        return BlipVqa(self._on_tower(build_blip_vqa(self.config), "vqa", deepcopy(self.alignment)))
-
-    def for_reasoning(self) -> BlipReasoning:
-        """A fresh twin text encoder."""
-        blip = BlipForReasoning(self.config)
-        return BlipReasoning(self._on_tower(blip, "reasoning", deepcopy(self.alignment)))
-
-    def for_clip(self) -> ClipRetrieval:
+    @cached_property
+    def clip(self) -> ClipRetrieval:
         """A CLIP whose vision tower starts as a copy of the shared one."""
         shape, side = self.shape, self.geometry.height
         clip = build_clip(
@@ -105,9 +92,9 @@ class DemoModels:
         alignment = build_alignment(self.alignment_config, clip.config)
         return ClipRetrieval(self._checkpoint(clip, "clip", alignment))
 
-    def _on_tower(self, blip: Any, task: str, alignment: Any = None) -> Checkpoint:
+    def _on_tower(self, blip: Any, task: str) -> Checkpoint:
         blip.vision_model = self.vision
-        return self._checkpoint(blip, task, alignment or self.alignment)
+        return self._checkpoint(blip, task, self.alignment)
 
     def _checkpoint(self, model: Any, task: str, alignment: Any) -> Checkpoint:
         config = MadtpConfig(

@@ -107,12 +107,10 @@ class ReasonShapes(OnSharedTower[ReasoningNetwork, StatementBatch]):
             for twin in ("self0", "self1")
         ]
         self.early_reckoning, self.late_reckoning = Reckoning(width), Reckoning(width)
-        assert network.alignment is not None
         self.modules = nn.ModuleDict(
             {
                 "text_encoder": network.blip.text_encoder,
                 "cls_head": network.blip.cls_head,
-                "alignment": network.alignment,
                 "early_reckoning": self.early_reckoning,
                 "late_reckoning": self.late_reckoning,
             }

@@ -56,14 +56,12 @@ class MatchShapes(OnSharedTower[RetrievalNetwork, CaptionBatch]):
         self.codec, self.weights = codec, weights
         self.cost_model = RetrievalCostModel(network, geometry.height, geometry.width)
         blip = network.blip
-        assert network.alignment is not None
         self.modules = nn.ModuleDict(
             {
                 "text_encoder": blip.text_encoder,
                 "vision_proj": blip.vision_proj,
                 "text_proj": blip.text_proj,
                 "itm_head": blip.itm_head,
-                "alignment": network.alignment,
             }
         )
 

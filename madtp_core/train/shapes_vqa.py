@@ -112,12 +112,10 @@ class ReadShapesVqa(OnSharedTower[VqaNetwork, VqaBatch]):
         self.pointing = Pointing([layer.crossattention.self for layer in layers], descriptions=2)
         self.early_reckoning, self.late_reckoning = Reckoning(width), Reckoning(width)
         self.answer_head = nn.Linear(width, len(ANSWERS))
-        assert network.alignment is not None
         self.modules = nn.ModuleDict(
             {
                 "text_encoder": network.blip.text_encoder,
                 "text_decoder": network.blip.text_decoder,
-                "alignment": network.alignment,
                 "early_reckoning": self.early_reckoning,
                 "late_reckoning": self.late_reckoning,
                 "answer_head": self.answer_head,

@@ -28,6 +28,8 @@ BatchT = TypeVar("BatchT")
 class OnSharedTower(ABC, Generic[NetworkT, BatchT]):
     """A task on a vision tower that is pruned, and left as it is; a subclass has the modules that learn.
 
+    The alignment tokens belong to the tower: they decide what it keeps. Texts align themselves with them.
+
     costs: those of the served request, in turn, so that the task reads what any of them leaves of an image.
     """
 
