@@ -21,7 +21,7 @@ help:
 	@echo "make format        let ruff put the code in form"
 	@echo "make bench         time full-size BLIP-base, dense and pruned (BENCH_ARGS=... for options)"
 	@echo "make loadtest      two minutes of load on make serve, or on a service it starts; report in runs/loadtests"
-	@echo "make demo-weights  train the committed demo checkpoint again"
+	@echo "make demo-weights  train the committed demo checkpoints again"
 	@echo "make install       only set up .venv"
 	@echo "make clean         remove .venv and the tools' caches"
 

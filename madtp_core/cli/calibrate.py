@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,8 +98,15 @@ def _mixes(args: argparse.Namespace, model: PrunedModel) -> Mapping[str, Sequenc
 
 
 def _digest(path: Path) -> str:
-    """Of a file, or of a checkpoint's weights and settings."""
-    wanted = [*sorted(path.glob("*.safetensors")), path / "madtp.json"] if path.is_dir() else [path]
+    """Of a file, or of a checkpoint's weights, shared ones too, and settings."""
+    from madtp_core.sharing import INDEX
+
+    wanted = [path]
+    if path.is_dir():
+        index = path / INDEX
+        shared = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
+        weights = {*path.glob("*.safetensors"), *(path / name for name in shared)}
+        wanted = [*sorted(weights), path / "madtp.json"]
     digest = hashlib.blake2b(digest_size=16)
     for file in wanted:
         if file.exists():
