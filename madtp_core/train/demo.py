@@ -35,6 +35,7 @@ from madtp_core.train.shapes_vqa import ReadingLosses, ReadShapesVqa, ShapesVqaB
 RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 ON_TOWER = ("vqa", "caption", "retrieval", "reasoning")  # the shared one
 TASKS = (*ON_TOWER, "clip")
+READERS = {"retrieval", "reasoning"}  # whose text encoders start as the one that reads for questions
 CHECKPOINTS = {task: f"blip-{task}-shapes" for task in ON_TOWER} | {"clip": "clip-shapes"}
 TOWER = "blip-vision-shapes"
 
@@ -55,14 +56,17 @@ class DemoRun:
     def train(self, tasks: Sequence[str] = TASKS) -> None:
         """Run the recipe's stages in their order, those of other tasks left out; every stage resumes.
 
+        Retrieval and reasoning start from the question encoder, which is trained for them too.
+
         A stage is of a kind, its own name unless it says: `look` and `describe` train the tower, the others
         are tasks. A later stage of a kind goes on with what the earlier one trained, its heads included.
         """
+        wanted = {*tasks, *(("vqa",) if READERS & {*tasks} else ())}
         seed_everything(self.recipe["seed"])
         models, before, first_scene = DemoModels(self.recipe), dict[str, TrainTask](), 0
         for name, part in self.recipe["stages"].items():
             kind = part.get("kind", name)
-            if kind not in TASKS or kind in tasks:
+            if kind not in TASKS or kind in wanted:
                 loop = LoopConfig(seed=self.recipe["seed"], **part["loop"])
                 seed_everything(loop.seed)  # so that fresh weights do not depend on the stages before
                 task = self._task(kind, models, part, first_scene)
@@ -190,7 +194,7 @@ class DemoRun:
         )
 
     def _retrieval(self, models: DemoModels, part: Mapping[str, Any], scenes: ShapesBatches) -> TrainTask:
-        model, costs = models.retrieval, costs_of(part)
+        model, costs = models.matching, costs_of(part)
         return MatchShapes(
             model.network,
             model.codec,

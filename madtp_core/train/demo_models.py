@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from madtp_core.backbones.blip import (
@@ -64,8 +66,17 @@ class DemoModels:
 
     @cached_property
     def reasoning(self) -> BlipReasoning:
-        """A fresh twin text encoder on the tower."""
-        return BlipReasoning(self._on_tower(build_blip_reasoning(self.config), "reasoning"))
+        """A twin text encoder on the tower: both twins start as what the question encoder reads with."""
+        blip = build_blip_reasoning(self.config)
+        start_from_reader(blip.text_encoder, self.vqa.checkpoint.model.text_encoder)
+        return BlipReasoning(self._on_tower(blip, "reasoning"))
+
+    @cached_property
+    def matching(self) -> BlipRetrieval:
+        """The retrieval model, its text encoder now starting as the question encoder, which can read."""
+        text: Any = self.retrieval.checkpoint.model.text_encoder
+        text.load_state_dict(self.vqa.checkpoint.model.text_encoder.state_dict())
+        return self.retrieval
 
     @cached_property
     def clip(self) -> ClipRetrieval:
@@ -105,3 +116,24 @@ class DemoModels:
             pruning=PruningConfig(branches=(VISION,) if task == "caption" else BRANCHES),
         )
         return Checkpoint(model, self.tokenizer, self.geometry, config, alignment)
+
+
+@torch.no_grad()
+def start_from_reader(twins: Any, reader: Any) -> None:
+    """Copy a text encoder that reads one image into one that reads two, as the original BLIP does for NLVR2.
+
+    twins, reader: Hugging Face text encoders. A merge layer starts as the mean of both twins.
+    """
+    weights = dict(reader.state_dict())
+    for name in [name for name in weights if ".crossattention." in name]:
+        value = weights.pop(name)
+        for twin in "01":
+            own = re.sub(r"(\.crossattention\.(?:self|output\.dense))\.", rf"\g<1>{twin}.", name)
+            weights[own] = value
+    for name, value in twins.state_dict().items():
+        if name.endswith("merge_layer.weight"):
+            half = torch.eye(len(value), device=value.device) / 2
+            weights[name] = torch.cat([half, half], 1)
+        elif name.endswith("merge_layer.bias"):
+            weights[name] = torch.zeros_like(value)
+    twins.load_state_dict(weights)

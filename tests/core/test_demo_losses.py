@@ -9,10 +9,15 @@ import torch
 
 from madtp_core.backbones.blip import blip_config, build_blip_vision, build_blip_vqa, scramble, vision_blocks
 from madtp_core.backbones.clip import build_clip, clip_config, embed_image
+from madtp_core.backbones.nlvr import build_blip_reasoning
+from madtp_core.blocks import Memory, TwinMemory
 from madtp_core.data.shapes import ShapesVqa
 from madtp_core.encoder import Pruning
+from madtp_core.tasks.reasoning_network import ReasoningNetwork
 from madtp_core.tasks.vqa import BlipVqa
+from madtp_core.tasks.vqa_network import VqaNetwork
 from madtp_core.tokens import Tokens
+from madtp_core.train.demo_models import start_from_reader
 from madtp_core.train.importance import Seen, WatchedMadtp, importance_loss, spread_loss
 from madtp_core.train.patches import balanced_loss, by_patch, centres
 from madtp_core.train.reading import Pointing
@@ -260,3 +265,20 @@ def test_clip_starts_as_the_blip_tower_that_it_copies():
     wanted = blip(pixels).last_hidden_state
     found = clip.post_layernorm(clip(pixels).last_hidden_state)
     assert torch.allclose(found, wanted, atol=1e-4) and len(vision_blocks(blip)) == 1
+
+
+def test_twins_read_two_equal_images_as_the_reader_that_they_copy_reads_one():
+    config = blip_config(
+        width=32, heads=2, vision_blocks=1, text_blocks=2, image_size=32, patch_size=8, vocabulary=60,
+        bos_token_id=2, sep_token_id=3,
+    )  # fmt: skip
+    reader, twins = build_blip_vqa(config), build_blip_reasoning(config)
+    scramble(reader)
+    start_from_reader(twins.text_encoder, reader.text_encoder)
+    one, two = VqaNetwork(reader), ReasoningNetwork(twins)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 60, (2, 5), generator=generator)
+    image = Tokens.from_hidden(torch.randn(2, 17, 32, generator=generator))
+    wanted = one.encode_text(ids, None, Memory.project(image, one.text_blocks()))
+    found = two.encode_text(ids, None, TwinMemory.project((image, image), two.text_blocks()))
+    assert torch.allclose(found.tokens.hidden, wanted.tokens.hidden, atol=1e-5)
