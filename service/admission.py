@@ -59,7 +59,7 @@ class Admission:
     def leave(self, place: Place, now_s: float, *, was_answered: bool) -> None:
         """Frees a place; only answers of the model count for the rate."""
         self.inside -= 1
-        self.tokens -= place.tokens
+        self.tokens = self.tokens - place.tokens if self.inside else 0.0  # no rounding error stays behind
         if was_answered:
             self._answered_s.append(now_s)
 

@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.auth import ApiKeys
 from service.body import field_error
-from service.engine import load_model
+from service.device import load_model
 from service.errors import ApiError
 from service.middleware import REQUEST_ID_HEADER, RequestGuard, error_response
 from service.model import Model

@@ -6,8 +6,8 @@ A batch goes out as soon as one of these holds:
 - somebody has waited `max_batch_wait_s`, time enough for clients just answered to ask again.
 
 Who is in it is decided within a window of the first `window_batches` batches' worth of arrivals: the oldest,
-and its neighbours in predicted need (`sorted`) or in time (`fifo`). The engine owns its batcher and calls it
-under one lock; nobody else holds any of its state.
+and its neighbours in predicted need (`sorted`) or in time (`fifo`). The engine's queue owns its batcher and
+calls it under one lock; nobody else holds any of its state.
 """
 
 import math
@@ -37,9 +37,7 @@ class Batcher:
     """A bounded queue of tickets that is cut into batches.
 
     order: `sorted` puts jobs of like need together, which pays under max-keep only. is_padded: a batch costs
-    its size x its largest member (max-keep), else the sum (packed). max_batch_tokens and max_queue_tokens are
-    predicted tokens. priority_head_start_s: how much earlier a level of priority counts as having arrived;
-    so priority bounds the others' wait and starves nobody.
+    its size x its largest member (max-keep), else the sum (packed). max_batch_tokens: predicted ones.
     """
 
     def __init__(
@@ -52,17 +50,14 @@ class Batcher:
         window_batches: int = 8,
         is_padded: bool = True,
         max_batch_tokens: float = math.inf,
-        max_queue_tokens: float = math.inf,
-        priority_head_start_s: float = 1.0,
     ) -> None:
         self.max_batch_wait_s = max_batch_wait_s
         self.max_queue = max_queue
-        self.max_queue_tokens = max_queue_tokens
         self.window = window_batches * max_batch_size
         self._cut = CUTS[order]
         self._limits = BatchLimits(max_batch_size, max_batch_tokens, is_padded)
         self._token_limit = TokenLimit(max_batch_tokens, max_batch_tokens)
-        self._room = WaitingRoom(priority_head_start_s)
+        self._room = WaitingRoom()
         self._engine_is_idle = False
 
     def __len__(self) -> int:
@@ -73,18 +68,9 @@ class Batcher:
         """Predicted tokens of all who wait."""
         return self._room.tokens
 
-    @property
-    def batch_token_limit(self) -> float:
-        """Predicted tokens that a batch may hold now; below the operator's after an out-of-memory."""
-        return self._token_limit.current
-
     def submit(self, ticket: Ticket) -> bool:
-        """Queues a ticket; False when the queue is full. Raises ValueError when its key already waits.
-
-        A job that alone exceeds the bound in tokens is queued when nobody else waits: it must run some time.
-        """
-        is_over = bool(self._room) and self._room.tokens + ticket.tokens > self.max_queue_tokens
-        if is_over or len(self._room) >= self.max_queue:
+        """Queues a ticket; False when the queue is full. Raises ValueError when its key already waits."""
+        if len(self._room) >= self.max_queue:
             return False
         self._room.add(ticket)
         return True
@@ -97,33 +83,23 @@ class Batcher:
         """Takes every waiting ticket out: the engine is gone."""
         return self._room.clear()
 
-    def expire(self, now_s: float) -> tuple[int, ...]:
-        """Takes out whose deadline has come; `next_expiry_s` says when to call it next."""
-        return self._room.expire(now_s)
-
-    def next_expiry_s(self) -> float | None:
-        """When the next deadline comes; None when nobody who waits has one."""
-        return self._room.next_expiry_s()
-
-    def next_batch(self, now_s: float, *, is_busy: bool = False) -> Decision:
+    def next_batch(self, now_s: float) -> Decision:
         """Called by the engine when it has nothing to run; takes out what it returns.
 
-        is_busy: it still runs a batch and would prepare the next one: then only a full one is given, since a
-        batch that is not full can only gain by waiting.
+        Never while a batch still runs: one that is cut ahead misses who comes meanwhile, and a cut takes less
+        than a millisecond.
         """
         expired = self._room.expire(now_s)
         if not self._room:
-            self._engine_is_idle = self._engine_is_idle or not is_busy
+            self._engine_is_idle = True
             return Decision(expired=expired)
         due_at_s = self._room.oldest_submitted_s() + self.max_batch_wait_s
-        batch = self._choose(
-            oldest_only=due_at_s <= now_s,
-            may_be_short=not is_busy and (self._engine_is_idle or due_at_s <= now_s),
-        )
+        batch = self._choose(may_be_short=self._engine_is_idle or due_at_s <= now_s)
         if not batch:
             expiry_s = self._room.next_expiry_s()
-            times_s = [time_s for time_s in (expiry_s, None if is_busy else due_at_s) if time_s is not None]
-            return Decision(expired=expired, wake_at_s=min(times_s, default=None))
+            return Decision(
+                expired=expired, wake_at_s=due_at_s if expiry_s is None else min(due_at_s, expiry_s)
+            )
         self._engine_is_idle = False
         for ticket in batch:
             self._room.remove(ticket.key)
@@ -141,8 +117,8 @@ class Batcher:
         """What a batch of jobs with these predicted tokens costs, as its limit counts."""
         return self._limits.cost(tokens)
 
-    def _choose(self, *, oldest_only: bool, may_be_short: bool) -> list[Ticket]:
-        """The batch of the first lane, in turn, that may go out; of none but the oldest's once it is due."""
+    def _choose(self, *, may_be_short: bool) -> list[Ticket]:
+        """The batch of the first lane, in turn, that may go out."""
         limits = replace(self._limits, tokens=self._token_limit.current)
         lanes: dict[Hashable, list[Ticket]] = {}
         for ticket in self._room.window(self.window):
@@ -152,6 +128,4 @@ class Batcher:
             is_full = len(batch) == limits.size or len(batch) < len(jobs)
             if may_be_short or is_full:
                 return batch
-            if oldest_only:
-                break
         return []

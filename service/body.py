@@ -11,6 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import ApiError
+from service.schemas import IMAGE_FIELDS
 
 Fields = TypeVar("Fields", bound=BaseModel)
 MAX_PARTS = 1000
@@ -22,7 +23,6 @@ _CODES = {
     "extra_forbidden": "unknown_field",
     "conflicting_fields": "conflicting_fields",
 }
-FILES = ("image", "images")  # fields that may be files
 
 
 async def read_fields(request: Request, schema: type[Fields], *, max_bytes: int) -> Fields:
@@ -86,7 +86,7 @@ def _is_list(annotation: Any) -> bool:
 async def _part_value(name: str, part: str | UploadFile) -> str | bytes:
     if isinstance(part, str):
         return part
-    if name not in FILES:
+    if name not in IMAGE_FIELDS:
         raise ApiError(
             "invalid_value", "This field is text; it cannot be a file.", param=name[:_MAX_NAME_LENGTH]
         )

@@ -1,10 +1,10 @@
 """Which prune temperature a batch runs at, so that requests spend what was promised: numbers and a clock.
 
 Feed-forward from the calibration, feedback from what each batch really cost (control.py), and targets that
-give way to load (degradation.py). The engine owns its controller and calls it under one lock.
+give way to load (degradation.py). The engine's thread alone calls it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -77,8 +77,8 @@ DENSE = Setting(prune_temperature=0.0, flops_ratio=1.0, asked_ratio=1.0, is_floo
 class Controller:
     """Holds what requests spend at their targets; without a calibration everything runs dense.
 
-    floor: no target degrades below this flops_ratio. When it is off, every batch runs at fixed_temperature,
-    or at the one that spends the target in batches of reference_batch_size: the paper's way.
+    floor: no target degrades below this flops_ratio. When it is off, every batch runs at the temperature that
+    spends the target in batches of reference_batch_size: the paper's way.
     """
 
     def __init__(
@@ -88,7 +88,6 @@ class Controller:
         *,
         floor: float,
         is_on: bool = True,
-        fixed_temperature: float | None = None,
         reference_batch_size: int = 32,
         rules: ControlRules | None = None,
         degradation_rules: DegradationRules | None = None,
@@ -97,7 +96,6 @@ class Controller:
         self._keep_mode = keep_mode
         self._floor = floor
         self._is_on = is_on
-        self._fixed_temperature = fixed_temperature
         self._reference_batch_size = reference_batch_size
         self._rules = rules or ControlRules()
         self._degradation_rules = degradation_rules or DegradationRules()
@@ -105,16 +103,6 @@ class Controller:
         self._states: dict[str, ClassState] = {}
         self._latest_correction = 0.0
         self._reachable: dict[int, tuple[float, float]] = {}
-
-    @property
-    def degradation(self) -> float:
-        """How far targets have given way to load: 0 is full quality, 1 the floor."""
-        return self._degradation.level
-
-    @property
-    def corrections(self) -> Mapping[str, float]:
-        """By class name, the log of what is asked of the calibration / the target."""
-        return {name: state.correction for name, state in self._states.items()}
 
     def set_pressure(self, pressure: float, now_s: float) -> None:
         """Says how full the service is: predicted tokens inside / their bound. Before every `settings`."""
@@ -175,8 +163,6 @@ class Controller:
         self, one: TargetClass, calibration: Calibration, temperatures: dict[float, float]
     ) -> Setting:
         ratio = one.flops_ratio
-        if self._fixed_temperature is not None:
-            return Setting(self._fixed_temperature, ratio, ratio, is_floor=False)
         if ratio not in temperatures:
             size = self._reference_batch_size
             temperatures[ratio] = calibration.temperature_for(ratio, size, self._keep_mode)

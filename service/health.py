@@ -1,33 +1,54 @@
-"""Whether an engine can be trusted: what its last batch or probe said, and when the next probe is due."""
+"""Whether an engine can be trusted: its last check, whether it hangs, and when the next probe is due."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 MIN_PROBE_GAP_S = 1.0
 
 
 class CheckRecord:
-    """The outcome of the last check; every batch that passes is a check. Times are seconds of one clock.
+    """The outcome of the last check; every batch that passes is a check. Times are the clock's seconds.
 
     After a job that failed alone it is open whether the job or the engine is to blame: a probe tells, within
     `MIN_PROBE_GAP_S` of the check before. An engine that passes nothing for `probe_interval_s` is probed too.
+    Whatever runs for longer than `stall_s` is taken to hang.
     """
 
-    def __init__(self, probe_interval_s: float) -> None:
-        self.has_passed = False
+    def __init__(self, probe_interval_s: float, stall_s: float, clock: Callable[[], float]) -> None:
         self._probe_interval_s = probe_interval_s
+        self._stall_s = stall_s
+        self._clock = clock
+        self._has_passed = False
         self._is_suspect = False
         self._checked_s = -math.inf
+        self._running_since_s: float | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the last check passed and nothing hangs; any thread may ask."""
+        since_s = self._running_since_s
+        return self._has_passed and (since_s is None or self._clock() - since_s <= self._stall_s)
 
     @property
     def probe_due_s(self) -> float:
         """When the next probe should run."""
         return self._checked_s + (MIN_PROBE_GAP_S if self._is_suspect else self._probe_interval_s)
 
-    def note(self, now_s: float, *, passed: bool) -> None:
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The block runs the model; when it hangs, `is_good` tells."""
+        self._running_since_s = self._clock()
+        try:
+            yield
+        finally:
+            self._running_since_s = None
+
+    def note(self, *, passed: bool) -> None:
         """A batch passed, or a probe ended."""
-        self.has_passed = passed
+        self._has_passed = passed
         self._is_suspect = not passed
-        self._checked_s = now_s
+        self._checked_s = self._clock()
 
     def suspect(self) -> None:
         """A job failed alone."""

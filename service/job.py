@@ -68,6 +68,7 @@ class Job:
     deadline_s: float
     target: TargetClass | None = None
     place: Place | None = None
+    priority: int = 0
     tokens: float = 0.0
     future: Future[Served] = field(default_factory=Future)
     prepared: Prepared | None = None

@@ -81,7 +81,9 @@ class Metrics:
         self._queue_depth = self._gauge("queue_depth", "requests waiting for a batch", "task")
         self._queue_tokens = self._gauge("queue_tokens", "their predicted tokens", "task")
         self._correlation = self._gauge(
-            "difficulty_rank_correlation", "Spearman's, of predicted and measured difficulty", "task"
+            "difficulty_rank_correlation",
+            "Spearman's, of predicted difficulty with what it is learned from",
+            "task",
         )
         self._temperature = self._gauge("prune_temperature", "prune temperature of the last batch", "task")
         self._target = self._gauge(

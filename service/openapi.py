@@ -2,9 +2,8 @@
 
 from typing import Any
 
+from service.schemas import IMAGE_FIELDS
 from service.tasks.base import Task
-
-_FILES = ("image", "images")
 
 
 def request_body(task: Task) -> dict[str, Any]:
@@ -15,7 +14,7 @@ def request_body(task: Task) -> dict[str, Any]:
     in_form = {name: _form_property(name, field) for name, field in properties.items()}
     form_example = next(iter(task.examples.values()))
     for name, value in form_example.items():
-        if name not in _FILES:
+        if name not in IMAGE_FIELDS:
             in_form[name]["example"] = value
     lists = [name for name, field in in_form.items() if field.get("type") == "array"]
     return {
@@ -35,7 +34,7 @@ def request_body(task: Task) -> dict[str, Any]:
 
 def _json_property(name: str, field: dict[str, Any]) -> dict[str, Any]:
     """An image in JSON is a text, whatever else our schema takes."""
-    if name not in _FILES:
+    if name not in IMAGE_FIELDS:
         return field
     kept = {key: value for key, value in field.items() if key in ("description", "title")}
     as_text: dict[str, Any] = {"type": "string"}
@@ -47,7 +46,7 @@ def _json_property(name: str, field: dict[str, Any]) -> dict[str, Any]:
 def _form_property(name: str, field: dict[str, Any]) -> dict[str, Any]:
     """What is left out of a form is not sent, so there is no null; an image is a file."""
     plain = {key: value for key, value in field.items() if key not in ("anyOf", "default")}
-    if name not in _FILES:
+    if name not in IMAGE_FIELDS:
         kinds = [kind for kind in field.get("anyOf", ()) if kind.get("type") != "null"]
         return plain | (kinds[0] if kinds else {})
     kept = {key: value for key, value in plain.items() if key in ("description", "title")}

@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from service.controller import target_class
-from service.engine import Engine, gpu_readings
+from service.device import gpu_readings
+from service.engine import Engine
 from service.errors import ApiError
 from service.fetch import ImageFetcher
 from service.fleet import Fleet
@@ -178,6 +179,7 @@ class Runtime:
         if engine.name != job.model:
             self._leave(job)
             self._take_place(job, engine)
+        job.priority = fields.priority
         job.target = target_class(
             fields.quality,
             fields.flops_target,

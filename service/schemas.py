@@ -11,6 +11,7 @@ Quality = Literal["exact", "balanced", "fast"]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 ShortText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 Image = str | bytes
+IMAGE_FIELDS = ("image", "images")
 
 IMAGE_HELP = "base64, a data: URL, an http(s) URL where the operator allows it, or (multipart) a file"
 
@@ -42,6 +43,9 @@ class RequestFields(BaseModel):
         allow_inf_nan=False,
         description="operations wanted, spent / dense; instead of `quality`",
     )
+    priority: int = Field(
+        0, ge=-5, le=5, description="each step counts as having come a second earlier, or later below 0"
+    )
     report: ReportLevel | None = Field(None, description="how much of the report to send; default: summary")
 
     @model_validator(mode="after")
@@ -62,7 +66,7 @@ class RequestFields(BaseModel):
 
     def task_fields(self) -> dict[str, Any]:
         """What is the task's own, images left out."""
-        return self.model_dump(exclude={"image", "images", *RequestFields.model_fields})
+        return self.model_dump(exclude={*IMAGE_FIELDS, *RequestFields.model_fields})
 
 
 def conflict(first: str, second: str) -> PydanticCustomError:

@@ -7,13 +7,15 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+PRIORITY_HEAD_START_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
     """What the batcher knows of a job: a key that is never used twice, and times in seconds of one clock.
 
-    tokens: predicted need. lane: only jobs of one lane run together. priority: a level above another counts
-    as having arrived earlier.
+    tokens: predicted need. lane: only jobs of one lane run together. priority: every level counts as having
+    come `PRIORITY_HEAD_START_S` earlier, so it bounds how long others wait for it and starves nobody.
     """
 
     key: int
@@ -58,14 +60,12 @@ class _Level:
 class WaitingRoom:
     """Holds tickets until they are taken out; every operation costs O(log n), a window O(its length)."""
 
-    def __init__(self, priority_head_start_s: float) -> None:
+    def __init__(self) -> None:
         self.tokens = 0.0
-        self._head_start_s = priority_head_start_s
         self._tickets: dict[int, Ticket] = {}
         self._levels: dict[int, _Level] = {}
-        self._deadlines: list[
-            tuple[float, int]
-        ] = []  # a heap; keys that have left are skipped when they come up
+        # A heap; keys that have left are skipped when they come up.
+        self._deadlines: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -125,7 +125,8 @@ class WaitingRoom:
     def window(self, length: int) -> list[Ticket]:
         """The first tickets in turn, at most `length`: by arrival, each priority with its head start."""
         levels = [level.window(length) for level in self._levels.values()]
-        return list(islice(heapq.merge(*levels, key=self._turn_s), length))
+        return list(islice(heapq.merge(*levels, key=_turn_s), length))
 
-    def _turn_s(self, ticket: Ticket) -> float:
-        return ticket.submitted_s - self._head_start_s * ticket.priority
+
+def _turn_s(ticket: Ticket) -> float:
+    return ticket.submitted_s - PRIORITY_HEAD_START_S * ticket.priority

@@ -63,21 +63,6 @@ def test_a_full_batch_goes_at_once() -> None:
     assert batcher.next_batch(0.0).batch == (1, 2, 3)
 
 
-def test_only_a_full_batch_is_prepared_while_another_runs() -> None:
-    batcher = _batcher(max_batch_size=2)
-    _submit(batcher, 1)
-    assert batcher.next_batch(1.0, is_busy=True) == Decision(wake_at_s=1000.0)
-    _submit(batcher, 2)
-    assert batcher.next_batch(1.0, is_busy=True).batch == (1, 2)
-
-
-def test_finding_nothing_while_it_runs_does_not_make_an_engine_idle() -> None:
-    batcher = _batcher()
-    batcher.next_batch(0.0, is_busy=True)
-    _submit(batcher, 1)
-    assert batcher.next_batch(0.0).batch == ()
-
-
 def test_first_in_first_out_in_cuts_of_the_limit() -> None:
     batcher = _batcher(max_batch_size=2)
     _submit(batcher, 5, 3, 4, 1, 2)
@@ -96,22 +81,6 @@ def test_a_batch_makes_room() -> None:
     _submit(batcher, 1)
     batcher.next_batch(0.0)
     assert batcher.submit(Ticket(2, 0.0, 1.0))
-
-
-def test_the_queue_is_bounded_in_predicted_tokens() -> None:
-    batcher = Batcher(max_batch_size=4, max_batch_wait_s=WAIT_S, max_queue=100, max_queue_tokens=100.0)
-    assert batcher.submit(Ticket(1, 0.0, 9.0, tokens=60.0))
-    assert not batcher.submit(Ticket(2, 0.0, 9.0, tokens=41.0))
-    assert batcher.submit(Ticket(3, 0.0, 9.0, tokens=40.0))
-    batcher.cancel(1)
-    assert batcher.queued_tokens == 40.0
-    assert batcher.submit(Ticket(4, 0.0, 9.0, tokens=60.0))
-
-
-def test_a_job_larger_than_the_queue_waits_alone() -> None:
-    batcher = Batcher(max_batch_size=4, max_batch_wait_s=WAIT_S, max_queue=100, max_queue_tokens=100.0)
-    assert batcher.submit(Ticket(1, 0.0, 9.0, tokens=500.0))
-    assert not batcher.submit(Ticket(2, 0.0, 9.0, tokens=1.0))
 
 
 @pytest.mark.parametrize("tokens", [0.0, -1.0, float("nan"), float("inf")])
@@ -135,18 +104,20 @@ def test_expiry_alone_leaves_the_engine_idle() -> None:
     assert batcher.next_batch(3.0).batch == (2,)
 
 
-def test_a_timer_expires_jobs_on_time_whatever_the_engine_does() -> None:
-    """The next expiry is always known: a timer set to it finds every job at its deadline, not when popped."""
-    rng, batcher = random.Random(0), _batcher(max_queue=1000)
+def test_an_engine_that_wakes_when_told_finds_every_job_at_its_deadline() -> None:
+    rng = random.Random(0)
+    batcher = Batcher(max_batch_size=1000, max_batch_wait_s=60.0, max_queue=1000)
     deadlines_s = {key: rng.uniform(0.0, 30.0) for key in range(500)}
     for key, deadline_s in deadlines_s.items():
         batcher.submit(Ticket(key, 0.0, deadline_s))
     for key in rng.sample(sorted(deadlines_s), 200):
         assert batcher.cancel(key)
         del deadlines_s[key]
-    told_s = {}
-    while (now_s := batcher.next_expiry_s()) is not None:
-        told_s.update(dict.fromkeys(batcher.expire(now_s), now_s))
+    told_s, now_s = dict[int, float](), batcher.next_batch(0.0).wake_at_s
+    while now_s is not None:
+        decision = batcher.next_batch(now_s)
+        told_s.update(dict.fromkeys(decision.expired, now_s))
+        now_s = decision.wake_at_s
     assert told_s == deadlines_s
     assert len(batcher) == 0
 
@@ -183,7 +154,7 @@ def test_drain_takes_everything_out() -> None:
     batcher = _batcher()
     _submit(batcher, 1, 2)
     assert batcher.drain() == (1, 2)
-    assert (len(batcher), batcher.queued_tokens, batcher.next_expiry_s()) == (0, 0.0, None)
+    assert (len(batcher), batcher.queued_tokens, batcher.next_batch(0.0)) == (0, 0.0, Decision())
 
 
 def test_a_key_waits_only_once() -> None:
@@ -210,7 +181,7 @@ def test_ten_thousand_jobs_half_of_them_cancelled_leave_nothing_behind(order: Or
             alive.discard(gone)
     served += [key for batch in _served(batcher) for key in batch]
     assert sorted(served) == sorted(alive)
-    assert (len(batcher), batcher.queued_tokens, batcher.next_expiry_s()) == (0, 0.0, None)
+    assert (len(batcher), batcher.queued_tokens, batcher.next_batch(0.0)) == (0, 0.0, Decision())
 
 
 def test_cancelled_jobs_do_not_pile_up_behind_one_that_stays() -> None:
@@ -292,17 +263,8 @@ def test_a_full_lane_goes_before_an_older_job_that_is_not_due_but_never_after_it
     assert batcher.next_batch(WAIT_S).batch == (0,)
 
 
-def test_a_due_job_does_not_starve_while_full_batches_are_prepared_ahead() -> None:
-    batcher = _batcher(max_batch_size=2)
-    batcher.submit(Ticket(0, 0.0, 1000.0, lane="rare"))
-    for key in range(1, 9):
-        batcher.submit(Ticket(key, 0.0, 1000.0, lane="busy"))
-    assert batcher.next_batch(WAIT_S, is_busy=True).batch == ()
-    assert batcher.next_batch(WAIT_S).batch == (0,)
-
-
 def test_priority_is_a_head_start_in_time() -> None:
-    batcher = Batcher(max_batch_size=1, max_batch_wait_s=0.0, max_queue=99, priority_head_start_s=1.0)
+    batcher = Batcher(max_batch_size=1, max_batch_wait_s=0.0, max_queue=99)
     batcher.submit(Ticket(0, 0.0, 1000.0))
     batcher.submit(Ticket(1, 0.5, 1000.0))
     batcher.submit(Ticket(2, 0.9, 1000.0, priority=1))  # as if it had come at -0.1
@@ -348,10 +310,8 @@ def test_an_out_of_memory_halves_the_budget_and_successes_heal_it() -> None:
     batcher = _sorted(*[10.0] * 400, size=8, max_batch_tokens=80.0)
     assert len(batcher.next_batch(1.0).batch) == 8
     batcher.note_out_of_memory(batcher.cost([10.0] * 8))
-    assert batcher.batch_token_limit == 40.0
     sizes = []
     for _ in range(20):
         sizes.append(len(batcher.next_batch(1.0).batch))
         batcher.note_success()
     assert sizes == [4] * 16 + [8] * 4
-    assert batcher.batch_token_limit == 80.0

@@ -42,8 +42,17 @@ def _job(
     target: TargetClass = BALANCED,
     dense_tokens: float = 16.0,
     features: tuple[float, ...] | None = None,
+    priority: int = 0,
 ) -> Job:
-    job = Job(request_id="r", task="vqa", model="fake", arrived_s=0.0, deadline_s=deadline_s, target=target)
+    job = Job(
+        request_id="r",
+        task="vqa",
+        model="fake",
+        arrived_s=0.0,
+        deadline_s=deadline_s,
+        target=target,
+        priority=priority,
+    )
     query = VqaQuery(pixel_values=np.zeros((3, 16, 16), np.float32), question=question)
     job.note_prepared(
         Prepared(query, 1, dense_tokens, features, thread_wait_s=0.0, decode_s=0.0, preprocess_s=0.0)
@@ -185,6 +194,16 @@ def test_in_order_of_arrival_if_the_operator_wants_it(start: Start, model: FakeM
     assert model.batches[1:] == [["is 90.0", "is 10.0"], ["is 91.0", "is 11.0"]]
 
 
+def test_the_urgent_run_first(start: Start, model: FakeModel) -> None:
+    engine = start(model, max_batch_size=1)
+    jobs = [_job(f"is {priority}", priority=priority) for priority in (0, -1, 1)]
+    with _one_batch(engine, model):
+        for job in jobs:
+            engine.submit(job)
+    [_answer(job) for job in jobs]
+    assert model.batches[1:] == [["is 1"], ["is 0"], ["is -1"]]
+
+
 def test_what_was_measured_is_predicted(start: Start, model: FakeModel) -> None:
     engine = start(model)
     features = tuple(float(number) for number in range(len(REQUEST_FEATURES)))
@@ -292,7 +311,7 @@ def test_of_ten_thousand_jobs_half_cancelled_nothing_is_left(start: Start, model
     assert all(job.is_settled for job in cancelled)
     assert len(cancelled) > 4_000
     engine.stop(10)
-    assert (engine.depth(), engine.queued_tokens(), engine._waiting) == (0, 0, {})
+    assert (engine.depth(), engine.queued_tokens(), engine._queue._jobs) == (0, 0, {})
 
 
 def test_a_job_that_the_model_refuses_gets_its_reason(start: Start, model: FakeModel) -> None:
@@ -471,6 +490,19 @@ def test_a_batch_that_stalls_makes_it_not_ready(start: Start, model: FakeModel) 
     assert health.code == "engine_failed"
     assert _answer(job) == "slow"
     assert engine.health() is None
+
+
+def test_a_probe_that_stalls_makes_it_not_ready(start: Start, model: FakeModel) -> None:
+    clock = Clock()
+    engine = start(model, clock=clock, engine_stall_s=60.0, probe_interval_s=10.0)
+    with model.held():
+        clock.now_s += 11.0
+        engine.cancel(engine.submit(_job("wakes the engine")))
+        assert model.has_begun.wait(10)
+        assert engine.health() is None
+        clock.now_s += 61.0
+        assert engine.health() is not None
+    wait_until(lambda: engine.health() is None)
 
 
 def test_queue_time_and_inference_time_come_from_the_clock(start: Start, model: FakeModel) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from madtp_core.checkpoint import Checkpoint, save_checkpoint
-from service.engine import load_model
+from service.device import load_model
 from service.forward import Forward
 from service.job import Job, Prepared
 from service.model import trial_query

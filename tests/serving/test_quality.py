@@ -7,6 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.admission import Admission
+from service.job import Job
 from tests.serving.conftest import Serve
 from tests.serving.fakes import FakeModel
 from tests.serving.test_errors import check
@@ -40,6 +41,26 @@ def test_a_form_may_ask_for_it_too(client: TestClient, model: FakeModel, png: by
     fields = {"question": "is it red?", "flops_target": "0.6", "quality": ""}
     assert client.post("/v1/vqa", data=fields, files={"image": png}).status_code == 200
     assert model.temperatures == [pytest.approx(1.6)]
+
+
+@pytest.mark.parametrize("value", [-6, 6, 0.5, "1", True])
+def test_priorities_out_of_range(client: TestClient, question: dict[str, Any], value: object) -> None:
+    check(client.post("/v1/vqa", json=question | {"priority": value}), "invalid_value", "priority")
+
+
+def test_the_priority_of_a_request_is_its_jobs(client: TestClient, model: FakeModel, png: bytes) -> None:
+    engine = client.app.state.runtime.fleet.engines["fake"]  # type: ignore[attr-defined]
+    submit, submitted = engine.submit, list[Job]()
+
+    def noted(job: Job) -> Any:
+        submitted.append(job)
+        return submit(job)
+
+    engine.submit = noted
+    for priority in ("-5", "5", ""):
+        fields = {"question": "is it red?", "priority": priority}
+        assert client.post("/v1/vqa", data=fields, files={"image": png}).status_code == 200
+    assert [job.priority for job in submitted] == [-5, 5, 0]
 
 
 def test_a_target_below_the_reachable_is_served_at_the_floor_and_told(
