@@ -1,4 +1,4 @@
-"""`python -m loadtests`: run, search, compare, plot, ceiling."""
+"""`python -m loadtests`: run, search, compare, claims, plot, ceiling."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.ceiling import client_ceiling
+from loadtests.claims.options import add_options as add_claims_options
 from loadtests.compare import brief, compare, find_highest, read_comparison
 from loadtests.errors import LoadTestError
 from loadtests.figures import draw
@@ -67,6 +68,12 @@ def _compare(options: argparse.Namespace) -> int:
     comparison, scenario = read_comparison(options.comparison)
     _write(compare(comparison, scenario, _say), options.out)
     return 0
+
+
+def _claims(options: argparse.Namespace) -> int:
+    from loadtests.claims.cli import run_claims  # loads torch, which sending processes do without
+
+    return run_claims(options)
 
 
 def _plot(options: argparse.Namespace) -> int:
@@ -148,6 +155,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--out", type=Path, help="folder of result.json, report.md, report.png (runs/loadtests/...)"
         )
+    sub = add("claims", _claims, "Measure what the service must show, side by side, and say what is met.")
+    add_claims_options(sub)
     sub = add("plot", _plot, "Write report and figure again from a result.json.")
     sub.add_argument("result", type=Path, help="a result.json")
     sub.add_argument("--out", type=Path, help="folder to write to (that of the result)")

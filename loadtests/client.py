@@ -38,18 +38,19 @@ async def send(
 ) -> Reply:
     """Send one request now and read its reply; `start_s` is the load's start on `time.monotonic`."""
     request = requests[planned.request]
-    status, body, problem = 0, b"", None
+    status, body, problem, retry_after = 0, b"", None, None
     sent_s = time.monotonic() - start_s
     try:
         async with session.post(
             url + request.path, data=request.body, headers={"Content-Type": request.content_type}
         ) as response:
             body = await response.read()
-            status = response.status
+            status, retry_after = response.status, response.headers.get("Retry-After")
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         problem = type(error).__name__
     finished_s = time.monotonic() - start_s
-    return Reply(planned.request, planned.scheduled_s, sent_s, finished_s, status, body, problem)
+    times_s = planned.scheduled_s, sent_s, finished_s
+    return Reply(planned.request, *times_s, status, body, problem, retry_after)
 
 
 async def send_planned(

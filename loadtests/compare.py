@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from loadtests.measure import Target, result, run_trial, unloaded_median_s
+from loadtests.peers.options import Peer, serving_peer
 from loadtests.requests import PreparedRequest, prepare_requests
 from loadtests.scenario import Scenario, read_checked, read_scenario
 from loadtests.search import highest_rate
@@ -17,6 +18,7 @@ from loadtests.server import serving
 
 _Load = Annotated[float, Field(gt=0, le=1000)]
 Say = Callable[[str], None]
+StartService = Callable[[Mapping[str, str]], AbstractContextManager[str]]
 
 
 class Comparison(BaseModel):
@@ -35,12 +37,15 @@ class Comparison(BaseModel):
     search: bool = Field(False, description="also look for the highest rate of each that meets the SLO")
     settings: dict[str, str] = Field({}, description="MADTP_ settings of all configurations")
     configurations: Annotated[dict[str, dict[str, str]], Field(min_length=1)]
+    peers: dict[str, Peer] = Field({}, description="others that serve the same weights; no name of the above")
 
     @model_validator(mode="after")
     def _known_prefix(self) -> Comparison:
         for settings in (self.settings, *self.configurations.values()):
             if wrong := [name for name in settings if not name.startswith("MADTP_")]:
                 raise ValueError(f"settings begin with MADTP_, got {', '.join(wrong)}")
+        if twice := self.peers.keys() & self.configurations.keys():
+            raise ValueError(f"a peer needs a name of its own, got {', '.join(twice)}")
         return self
 
 
@@ -56,15 +61,25 @@ def rotated(names: Sequence[str], turn: int) -> list[str]:
     return [*names[shift:], *names[:shift]]
 
 
-def compare(comparison: Comparison, scenario: Scenario, say: Say) -> dict[str, Any]:
-    """Run the whole comparison and give its raw result; all see the same arrivals and requests."""
+def compare(
+    comparison: Comparison, scenario: Scenario, say: Say, start: StartService = serving
+) -> dict[str, Any]:
+    """Run the whole comparison and give its raw result; all see the same arrivals and requests.
+
+    start: gives a service with these settings, by its address.
+    """
     requests = prepare_requests(scenario)
-    names = list(comparison.configurations)
+    names = [*comparison.configurations, *comparison.peers]
     with ExitStack() as stack:
         targets = {}
         for name in names:
-            settings = comparison.settings | comparison.configurations[name]
-            url = stack.enter_context(serving(settings))
+            server: AbstractContextManager[str]
+            if (peer := comparison.peers.get(name)) is not None:
+                settings, server = peer.settings(), serving_peer(peer)
+            else:
+                settings = comparison.settings | comparison.configurations[name]
+                server = start(settings)
+            url = stack.enter_context(server)
             targets[name] = Target(url, unloaded_median_s(url, requests, scenario.timeout_s), settings)
             say(f"{name}: ready, unloaded median {1000 * targets[name].unloaded_median_s:.1f} ms")
         reference = targets[names[0]]

@@ -50,6 +50,7 @@ class Reply:
     status: int
     body: bytes
     problem: str | None = None
+    retry_after: str | None = None  # the header, where one came
 
 
 def read_reply(reply: Reply, request: PreparedRequest) -> Outcome:

@@ -121,10 +121,11 @@ def _table(pooled: dict[str, list[dict[str, Any]]], columns: Sequence[_Column]) 
         for name, summaries in pooled.items()
         for summary in summaries
     ]
-    return _markdown(["configuration", *(title for title, _, _ in columns)], rows)
+    return markdown_table(["configuration", *(title for title, _, _ in columns)], rows)
 
 
-def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Give the lines of a table."""
     return [f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows)]
 
 
@@ -140,7 +141,7 @@ def _breakdowns(pooled: dict[str, list[dict[str, Any]]]) -> list[str]:
             for one in summaries
         ]
         lines += ["", f"Accuracy in percent by {title}:", ""]
-        lines += _markdown(["configuration", "offered /s", *groups], rows)
+        lines += markdown_table(["configuration", "offered /s", *groups], rows)
     return lines
 
 
@@ -153,7 +154,7 @@ def _highest(raw: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     titles = ["configuration", "highest rate that met the SLO, /s", "lowest that missed it, /s"]
-    return ["", "## Highest rate within the SLO", "", *_markdown(titles, rows)]
+    return ["", "## Highest rate within the SLO", "", *markdown_table(titles, rows)]
 
 
 def _warnings(pooled: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -19,6 +19,7 @@ _COUNTERS: dict[str, tuple[str, ...]] = {
     "madtp_keep_efficiency_count": (),
     "madtp_batch_size_sum": (),
     "madtp_batch_size_count": (),
+    "madtp_images_decoded_total": (),
     "madtp_stage_seconds_sum": ("stage",),
     "madtp_stage_seconds_count": ("stage",),
 }

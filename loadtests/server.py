@@ -1,4 +1,4 @@
-"""A service of our own on a free loopback port, with settings of one's choice."""
+"""A server on a loopback port for the time of a test: our own service, or whatever a command starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,16 +50,26 @@ def is_ready(url: str) -> bool:
 def serving(settings: Mapping[str, str]) -> Iterator[str]:
     """Start `madtp-serve` with these MADTP_ settings, wait until it is ready, and give its address.
 
-    MADTP_ variables of this process do not reach it. It is stopped by SIGTERM. Raises LoadTestError with the
-    end of its log when it does not become ready.
+    It is stopped by SIGTERM. Raises LoadTestError as `started`.
     """
     port = free_port()
+    environment = {"MADTP_LOG_LEVEL": "warning"} | dict(settings) | {"MADTP_PORT": str(port)}
+    command = [sys.executable, "-m", "service.cli"]
+    with started(command, environment, f"http://127.0.0.1:{port}") as url:
+        yield url
+
+
+@contextmanager
+def started(command: Sequence[str], environment: Mapping[str, str], url: str) -> Iterator[str]:
+    """Start a server at the root of the repository, wait until `url` is ready, and give it.
+
+    `environment` comes on top of that of this process, whose MADTP_ variables do not reach it. The server is
+    stopped by SIGTERM. Raises LoadTestError with the end of its log when it does not become ready.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
-    environment = inherited | {"MADTP_LOG_LEVEL": "warning"} | dict(settings) | {"MADTP_PORT": str(port)}
-    url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli"], cwd=ROOT, env=environment, stdout=log, stderr=log
+            command, cwd=ROOT, env=inherited | dict(environment), stdout=log, stderr=log
         )
         try:
             _wait_until_ready(process, url)
