@@ -1,0 +1,1 @@
+"""How the service is run: containers, Kubernetes, Ray, Prometheus, Grafana."""

@@ -1,0 +1,1 @@
+"""What others would serve: Hugging Face's BLIP behind LitServe and behind Ray Serve, side by side."""
