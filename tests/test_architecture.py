@@ -47,10 +47,10 @@ ONLY_IN = {
     "httpcore": ("service/fetch.py",),
     "opentelemetry": ("service/tracing.py",),
 }
-TORCH_IN_SERVICE = ("service/engine.py", "service/preprocess.py")
+TORCH_IN_SERVICE = ("service/device.py", "service/preprocess.py")
 ENVIRONMENT_IN = ("service/settings.py", "madtp_core/train/")
 # Decide on integers, floats and clocks: not even through another module of the service do they load torch.
-_PLAIN = "batcher waiting cut budget isolation controller control degradation job difficulty"
+_PLAIN = "batcher waiting cut budget isolation controller control degradation job job_queue difficulty"
 PLAIN_NUMBERS = tuple(f"service/{name}.py" for name in _PLAIN.split())
 
 MAX_TRACKED_BYTES = 20_000_000
