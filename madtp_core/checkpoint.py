@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,7 +124,8 @@ def load_checkpoint(name: str | Path, dtype: torch.dtype = torch.float32) -> Che
     config = read_config(name)
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would write into log lines
     try:
-        model, report = _load_model(name, MODEL_CLASSES[config.task], dtype)
+        with _LOADING:
+            model, report = _load_model(name, MODEL_CLASSES[config.task], dtype)
         tokenizer = AutoTokenizer.from_pretrained(str(name))
     except (OSError, ValueError) as error:
         raise CheckpointError(
@@ -139,6 +141,11 @@ def load_checkpoint(name: str | Path, dtype: torch.dtype = torch.float32) -> Che
         _load_alignment(name, config, model.config, dtype),
         None if calibration is None else Calibration.load(calibration),
     )
+
+
+# While it loads, transformers patches torch's initialisers and its own tying of weights for the whole process:
+# two threads at once lose each other's tied weights.
+_LOADING = threading.Lock()
 
 
 def _load_model(name: str | Path, model_class: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:

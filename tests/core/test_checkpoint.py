@@ -1,6 +1,7 @@
 """The checkpoint directory: whole, readable by Hugging Face, and every misfit named."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -125,3 +126,14 @@ def test_saving_in_another_dtype_rounds_nothing_in_memory(vqa_checkpoint, tmp_pa
     save_checkpoint(vqa_checkpoint, tmp_path / "half", torch.float16)
     after = vqa_checkpoint.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_threads_load_at_the_same_time(vqa_checkpoint, tmp_path):
+    """Transformers loads through state of the whole process; unlocked, tied weights go missing."""
+    save_checkpoint(vqa_checkpoint, tmp_path / "saved")
+    with ThreadPoolExecutor(4) as threads:
+        loaded = list(threads.map(load_checkpoint, [tmp_path / "saved"] * 8))
+    wanted = vqa_checkpoint.model.state_dict()
+    for checkpoint in loaded:
+        found = checkpoint.model.state_dict()
+        assert all(torch.equal(value, found[name]) for name, value in wanted.items())

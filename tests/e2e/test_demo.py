@@ -22,13 +22,11 @@ BROKEN = 77
 
 
 def with_service(talk, name="blip-vqa-shapes", **settings):
-    """Run `talk(client)` against a ready app; settings as in MADTP_*."""
+    """Run `talk(client)` against a ready app with one demo checkpoint, or all of them; settings: MADTP_*."""
 
     async def session():
-        checkpoint = ROOT / f"checkpoints/{name}"
-        app = create_app(
-            load_settings(env_file=None, models=f"demo={checkpoint}", request_deadline_s=120, **settings)
-        )
+        models = f"demo={ROOT / 'checkpoints' / name}" if name else str(ROOT / "checkpoints")
+        app = create_app(load_settings(env_file=None, models=models, request_deadline_s=120, **settings))
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
@@ -102,3 +100,21 @@ def test_a_golden_caption():
     assert reply["caption"] == (
         "a small hollow yellow square, a small hollow orange circle and a large hollow blue diamond"
     )
+
+
+def test_all_demo_checkpoints_are_served_by_one_process():
+    """They load at the same time, each on its engine's thread."""
+
+    async def talk(client):
+        image = (ROOT / "examples/scene-1.png").read_bytes()
+        asked = {"question": "how is the blue object filled?"}
+        return [
+            await client.get("/v1/models"),
+            await client.post("/v1/vqa", files={"image": image}, data=asked),
+            await client.post("/v1/caption", files={"image": image}),
+        ]
+
+    models, *replies = with_service(talk, name=None)
+    served = {model["name"] for model in models.json()["models"]}
+    assert served == {file.parent.name for file in (ROOT / "checkpoints").glob("*/config.json")}
+    assert [reply.status_code for reply in replies] == [200, 200]
