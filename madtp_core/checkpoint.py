@@ -143,8 +143,8 @@ def load_checkpoint(name: str | Path, dtype: torch.dtype = torch.float32) -> Che
     )
 
 
-# While it loads, transformers patches torch's initialisers and its own tying of weights for the whole process:
-# two threads at once lose each other's tied weights.
+# While it loads, transformers patches torch's initialisers and its own tying of weights for the whole
+# process: two threads at once lose each other's tied weights.
 _LOADING = threading.Lock()
 
 
