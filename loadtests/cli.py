@@ -18,7 +18,7 @@ from loadtests.errors import LoadTestError
 from loadtests.figures import draw
 from loadtests.measure import SCHEMA, Target, result, run_trial, unloaded_median_s
 from loadtests.report import render
-from loadtests.requests import prepare_requests
+from loadtests.requests import PreparedRequest, prepare_requests
 from loadtests.scenario import Scenario, read_scenario
 from loadtests.server import is_ready, serving
 
@@ -36,13 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+def _unloaded(url: str, scenario: Scenario, requests: list[PreparedRequest]) -> tuple[Target, float]:
+    """The service as it answers one request at a time, and the seconds within which an answer is good."""
+    target = Target(url, unloaded_median_s(url, requests, scenario.timeout_s))
+    limit_s = scenario.slo.limit_s(target.unloaded_median_s)
+    _say(f"unloaded median {1000 * target.unloaded_median_s:.1f} ms; good within {1000 * limit_s:.0f} ms")
+    return target, limit_s
+
+
 def _run(options: argparse.Namespace) -> int:
     scenario = read_scenario(options.scenario)
     requests = prepare_requests(scenario)
     with _service(options.url) as url:
-        target = Target(url, unloaded_median_s(url, requests, scenario.timeout_s))
-        limit_s = scenario.slo.limit_s(target.unloaded_median_s)
-        _say(f"unloaded median {1000 * target.unloaded_median_s:.1f} ms; good within {1000 * limit_s:.0f} ms")
+        target, limit_s = _unloaded(url, scenario, requests)
         factor = _factor(scenario, options.rate, target.unloaded_median_s)
         trial = run_trial(target, scenario, requests, factor=factor, limit_s=limit_s, seed=scenario.seed)
     _say(brief(trial["summary"]))
@@ -54,9 +60,7 @@ def _search(options: argparse.Namespace) -> int:
     scenario = read_scenario(options.scenario)
     requests = prepare_requests(scenario)
     with _service(options.url) as url:
-        target = Target(url, unloaded_median_s(url, requests, scenario.timeout_s))
-        limit_s = scenario.slo.limit_s(target.unloaded_median_s)
-        _say(f"unloaded median {1000 * target.unloaded_median_s:.1f} ms; good within {1000 * limit_s:.0f} ms")
+        target, limit_s = _unloaded(url, scenario, requests)
         find_highest(target, scenario, requests, limit_s=limit_s, say=_say)
     assert target.highest is not None, "the search notes what it found"
     _say(f"highest rate that met the SLO: {target.highest['met_per_s']:.1f}/s")

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from madtp_core.rank_correlation import spearman
+
 Vector = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
@@ -193,21 +195,6 @@ class DifficultyPredictor:
         return _Fit(
             self._mean[features], self._reach()[features], coefficients[features], float(self._mean[-1])
         )
-
-
-def spearman(left: Vector, right: Vector) -> float:
-    """The rank correlation of two samples, equal values sharing their mean rank; 0 where one is constant."""
-    left, right = _ranks(left), _ranks(right)
-    left, right = left - left.mean(), right - right.mean()
-    spread = math.sqrt(float(left @ left) * float(right @ right))
-    return float(left @ right) / spread if spread else 0.0
-
-
-def _ranks(values: Vector) -> Vector:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: Vector = (last - (counts - 1) / 2)[place]
-    return ranks
 
 
 def _bounded(need: float) -> float:

@@ -19,9 +19,10 @@ from loadtests.simulate.result import summarise
 from loadtests.simulate.scenarios import FIFO, SORTED
 from loadtests.simulate.setup import simulate
 from loadtests.simulate.workload import Array, predict
+from madtp_core.rank_correlation import spearman
 from service.batcher import Batcher, Ticket
 from service.cut import Order
-from service.difficulty import LEAST_NEED, spearman
+from service.difficulty import LEAST_NEED
 
 MIX = "mostly_easy"  # nine easy requests for a hard one
 MOST_BELOW = 0.03

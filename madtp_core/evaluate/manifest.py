@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from madtp_core.errors import ConfigError
-from madtp_core.evaluate.samples import Picture, Sample
+from madtp_core.evaluate.samples import Picture, Sample, Samples
 
 # What a line of each task must have besides its images; `truth` is what is right, where that is known.
 _FIELDS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
@@ -25,7 +25,7 @@ _FIELDS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
 
 
 @dataclass(frozen=True)
-class Manifest(Sequence[Sample]):
+class Manifest(Samples):
     """Samples whose images are read when asked for."""
 
     folder: Path
@@ -34,15 +34,7 @@ class Manifest(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.lines)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
+    def sample(self, index: int) -> Sample:
         line = self.lines[index]
         fields = {name: value for name, value in line.items() if name not in ("images", "truth")}
         return Sample(

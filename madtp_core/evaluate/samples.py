@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,25 @@ class Sample:
         """Every text of the request that a model reads."""
         said = [self.fields[name] for name in _TEXT_FIELDS if self.fields.get(name)]
         return (*said, *(self.fields.get("texts") or ()))
+
+
+class Samples(Sequence[Sample]):
+    """Samples made when they are asked for, one by one or a slice of them."""
+
+    @abstractmethod
+    def sample(self, index: int) -> Sample:
+        """The sample at an index; raises IndexError beyond the last."""
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self.sample(row) for row in range(*index.indices(len(self)))]
+        return self.sample(index)
 
 
 def plain_task_of(model: PrunedModel) -> PlainTask:

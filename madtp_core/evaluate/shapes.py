@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
-from typing import Final, overload
+from typing import Final
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from madtp_core.data.shapes import (
 )
 from madtp_core.errors import UnknownNameError
 from madtp_core.evaluate.gallery import Gallery
-from madtp_core.evaluate.samples import Sample
+from madtp_core.evaluate.samples import Sample, Samples
 
 # Difficulty bands and their shares; a band is known from a scene's number of objects.
 MIXES: Final[Mapping[str, Mapping[Band, float]]] = {
@@ -40,7 +40,7 @@ _OTHER_SCENES: Final = 1_000_000  # from here on, scenes only lend their caption
 
 
 @dataclass(frozen=True)
-class ShapesSamples(Sequence[Sample]):
+class ShapesSamples(Samples):
     """Requests of one task about drawn scenes: a function of its fields and nothing else.
 
     mix: one of MIXES; scenes of every band in the order of their numbers, bands in random order. A statement
@@ -57,15 +57,7 @@ class ShapesSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return self.length
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(self.length))]
+    def sample(self, index: int) -> Sample:
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} is not in 0..{self.length - 1}")
         rng = random.Random(f"sample/{self.task}/{self.seed}/{self.split}/{index}")

@@ -8,6 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from madtp_core.rank_correlation import spearman
+
 Floats = NDArray[np.float64]
 
 _FOLDS: Final = 5
@@ -22,21 +24,6 @@ class Correlation:
     spearman: float
     low: float
     high: float
-
-
-def ranks(values: Floats) -> Floats:
-    """Places from 0 on, equal values sharing the mean of theirs."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    first = np.cumsum(count) - count
-    shared: Floats = (first + (count - 1) / 2)[place]
-    return shared
-
-
-def spearman(one: Floats, other: Floats) -> float:
-    """Rank correlation; 0 where either is constant."""
-    a, b = (ranks(values) - (len(values) - 1) / 2 for values in (one, other))
-    scale = np.sqrt((a * a).sum() * (b * b).sum())
-    return float((a * b).sum() / scale) if scale else 0.0
 
 
 def correlation(predicted: Floats, need: Floats, seed: int = 0) -> Correlation:

@@ -15,9 +15,10 @@ from madtp_core.difficulty import IMAGE_FEATURES, LOG_IMAGE_FEATURES, REQUEST_FE
 from madtp_core.errors import ConfigError
 from madtp_core.evaluate import Progress, Sample, evaluate
 from madtp_core.pruning import MAX_KEEP, PER_INSTANCE
+from madtp_core.rank_correlation import spearman
 from madtp_core.study.batches import needed_over_kept, needed_over_kept_regrouped, sorted_batches
 from madtp_core.study.observe import Observation
-from madtp_core.study.predictors import Correlation, correlation, held_out, spearman
+from madtp_core.study.predictors import Correlation, correlation, held_out
 from madtp_core.tasks.base import PrunedModel
 
 Floats = NDArray[np.float64]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from madtp_core.evaluate import Sample
+from madtp_core.evaluate.samples import Sample, Samples
 from madtp_core.tasks.text import TextCodec
 from madtp_core.train.examples import Example, Examples, Picture
 
@@ -17,7 +16,7 @@ CANDIDATES = 8  # texts that an image is ranked against
 
 
 @dataclass(frozen=True)
-class HeldOut(Sequence[Sample]):
+class HeldOut(Samples):
     """Examples of a task as samples; pictures are opened when they are asked for.
 
     prompt: what captions continue. candidates: texts of a ranking, the right one and others' at random; with
@@ -34,15 +33,7 @@ class HeldOut(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
+    def sample(self, index: int) -> Sample:
         example = self.examples[index]
         fields, truth = self._asked(index, example)
         return Sample(tuple(_pixels(picture) for picture in example.pictures), fields, truth)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +23,10 @@ from madtp_core.train.importance import WatchedMadtp, importance_loss, spread_lo
 from madtp_core.train.patches import NUM_PATCH_OUTPUTS, by_patch, patches_loss
 from madtp_core.train.shapes_data import pixel_values
 from madtp_core.train.shapes_describe import CaptionBatch, DescribeLosses, contrast_loss
+from madtp_core.train.steered import Steered
 
 
-class ClipShapes:
+class ClipShapes(Steered[CaptionBatch]):
     """Trains both towers, pruned from the start, and the alignment tokens with their maps.
 
     The losses are those of `DescribeShapes` but for captions, which CLIP cannot write. A request is one image
@@ -42,24 +42,19 @@ class ClipShapes:
         costs: CostsInTurn,
         weights: DescribeLosses,
     ) -> None:
-        self.network, self.data, self.geometry, self.hooks = network, data, geometry, hooks
-        self.costs, self.weights = costs, weights
+        self.watched = WatchedMadtp()
+        super().__init__(data, geometry, costs, self.watched, hooks)
+        self.network, self.weights = network, weights
         self.cost_model = ClipCostModel(network, geometry.height, geometry.width)
         width = self.cost_model.vision.width
         self.patch_head, self.contents = nn.Linear(width, NUM_PATCH_OUTPUTS), Contents(width)
         self.modules: nn.Module = nn.ModuleDict(
             {"network": network, "patch_head": self.patch_head, "contents": self.contents}
         )
-        self.pruner = WatchedMadtp()
-        self._step = 0
-
-    def batches(self) -> Dataset[CaptionBatch]:
-        return self.data
 
     def loss(self, batch: CaptionBatch, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        self._step = step
         network, images, reader = self.network, batch.scenes.images, batch.reader
-        pruning = self.costs.pruning(self.pruner, step, len(reader))
+        pruning = self.begin(step, len(reader))
         viewers = reader_of(reader, len(images))
         image = network.encode_image(
             pixel_values(images, self.geometry), pruning.of(VISION, viewers), collect_aligned=True
@@ -69,7 +64,7 @@ class ClipShapes:
         norm = network.clip.vision_model.post_layernorm
         features, stays = by_patch(image.tokens, self.cost_model.vision.patches)
         is_object = batch.scenes.patch_labels > 0
-        seen = self.pruner.seen()
+        seen = self.watched.seen()
         parts = {
             "patches": patches_loss(self.patch_head(norm(features)).float(), batch.scenes, stays),
             "contents": self.contents(norm(image.tokens.protected()), batch.contents),
@@ -85,25 +80,7 @@ class ClipShapes:
         pairs = [
             {VISION: (one,), TEXT: (said[row],)} for one, row in zip(traces, viewers.tolist(), strict=True)
         ]
-        spent = sum(self.cost_model.spent_macs(pair, (), pruning) for pair in pairs)
-        dense = sum(self.cost_model.dense_macs(pair, ()) for pair in pairs)
-        return loss, figures | self.costs.figures(step, spent / dense)
-
-    def after_step(self, figures: Mapping[str, float]) -> None:
-        """Steer the prune temperature of this step's cost."""
-        self.costs.note(self._step, figures)
-
-    def evaluate(self) -> Mapping[str, float]:
-        return self.hooks.evaluate()
-
-    def state(self) -> dict[str, Any]:
-        return self.costs.state()
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self.costs.load_state(state)
-
-    def save(self, directory: Path) -> None:
-        self.hooks.save(directory)
+        return loss, figures | self.steering(pairs, (), pruning)
 
 
 @torch.no_grad()

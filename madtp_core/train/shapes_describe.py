@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +30,9 @@ from madtp_core.train.costs import CostsInTurn
 from madtp_core.train.importance import WatchedMadtp, importance_loss, spread_loss
 from madtp_core.train.patches import by_patch, patches_loss
 from madtp_core.train.shapes_data import SceneBatch, ShapesBatches, pixel_values, scene_batch
+from madtp_core.train.steered import Steered
+
+CONTRAST_TEMPERATURE = 0.07  # what cosines are divided by, as the original BLIP starts with
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ class DescribeLosses:
     margin: float = 2.0
 
 
-class DescribeShapes:
+class DescribeShapes(Steered[CaptionBatch]):
     """Trains vision tower, alignment tokens, a caption decoder and a text encoder together.
 
     caption and retrieval share one vision tower and one alignment. costs: of the vision tower, in turn.
@@ -108,8 +109,9 @@ class DescribeShapes:
         costs: CostsInTurn,
         weights: DescribeLosses,
     ) -> None:
-        self.caption, self.retrieval, self.data, self.geometry = caption, retrieval, data, geometry
-        self.costs, self.weights = costs, weights
+        self.watched = WatchedMadtp()
+        super().__init__(data, geometry, costs, self.watched)
+        self.caption, self.retrieval, self.weights = caption, retrieval, weights
         self.vision_geometry = vision_geometry(
             caption.blip.config.vision_config, geometry.height, geometry.width
         )
@@ -128,15 +130,9 @@ class DescribeShapes:
                 "contents": self.contents,
             }
         )
-        self.pruner = WatchedMadtp()
-        self._step = 0
-
-    def batches(self) -> Dataset[CaptionBatch]:
-        return self.data
 
     def loss(self, batch: CaptionBatch, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        self._step = step
-        pruning = self.costs.pruning(self.pruner, step, len(batch.scenes.images)).of(VISION)
+        pruning = self.begin(step, len(batch.scenes.images)).of(VISION)
         image = self.caption.encode_image(
             pixel_values(batch.scenes.images, self.geometry), pruning, collect_aligned=True
         )
@@ -144,7 +140,7 @@ class DescribeShapes:
         assert image.aligned is not None and text.aligned is not None
         features, stays = by_patch(image.tokens, self.vision_geometry.patches)
         is_object = batch.scenes.patch_labels > 0
-        seen = self.pruner.seen()
+        seen = self.watched.seen()
         parts = {
             "patches": patches_loss(self.patch_head(features).float(), batch.scenes, stays),
             "contents": self.contents(image.tokens.protected(), batch.contents),
@@ -162,22 +158,6 @@ class DescribeShapes:
         figures[f"objects_kept/{self.costs.at(step)}"] = kept.item()
         return loss, figures | self.costs.figures(step, self._flops_ratio(image))
 
-    def after_step(self, figures: Mapping[str, float]) -> None:
-        """Steer the prune temperature of this step's cost."""
-        self.costs.note(self._step, figures)
-
-    def evaluate(self) -> Mapping[str, float]:
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        return self.costs.state()
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self.costs.load_state(state)
-
-    def save(self, directory: Path) -> None:
-        """Nothing: what it trained goes on in memory, and lies in the loop's last checkpoint."""
-
     def _flops_ratio(self, image: Encoded) -> float:
         """Vision multiply-adds of the batch, spent over dense."""
         geometry = self.vision_geometry
@@ -187,10 +167,13 @@ class DescribeShapes:
 
 
 def contrast_loss(
-    image_embeddings: Tensor, text_embeddings: Tensor, reader: Tensor, temperature: float = 0.07
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    reader: Tensor,
+    temperature: float = CONTRAST_TEMPERATURE,
 ) -> Tensor:
     """Images find their texts and texts their images: rows [B, E] and [Q, E], reader [Q] text -> image."""
-    logits = image_embeddings.float() @ text_embeddings.float().T / temperature  # [B, Q]
+    logits = image_embeddings.float() @ text_embeddings.float().T / CONTRAST_TEMPERATURE  # [B, Q]
     is_own = reader == torch.arange(len(logits), device=reader.device).unsqueeze(1)
     wanted = is_own / is_own.sum(1, keepdim=True)
     return (F.cross_entropy(logits, wanted) + F.cross_entropy(logits.T, reader)) / 2

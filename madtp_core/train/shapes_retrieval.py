@@ -22,7 +22,7 @@ from madtp_core.tasks.text import TextCodec
 from madtp_core.train.costs import CostsInTurn
 from madtp_core.train.hooks import Hooks
 from madtp_core.train.negatives import hard_pairs
-from madtp_core.train.shapes_describe import CaptionBatch, contrast_loss
+from madtp_core.train.shapes_describe import CONTRAST_TEMPERATURE, CaptionBatch, contrast_loss
 from madtp_core.train.shared_tower import OnSharedTower
 
 
@@ -74,8 +74,8 @@ class MatchShapes(OnSharedTower[RetrievalNetwork, CaptionBatch]):
         )
         image_embeddings = network.image_embeddings(image)
         text_embeddings = network.text_embeddings(text)
-        logits = image_embeddings[reader].detach().float() @ text_embeddings.detach().float().T / 0.07
-        pairs = hard_pairs(logits, reader, torch.Generator().manual_seed(step))
+        cosines = image_embeddings[reader].detach().float() @ text_embeddings.detach().float().T
+        pairs = hard_pairs(cosines / CONTRAST_TEMPERATURE, reader, torch.Generator().manual_seed(step))
         match_ids = self.codec.reading(batch.text_ids)[pairs.texts]
         match = network.match(
             match_ids,

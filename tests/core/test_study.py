@@ -19,6 +19,7 @@ from madtp_core.difficulty import (
 from madtp_core.errors import ConfigError
 from madtp_core.evaluate import ShapesSamples, predict
 from madtp_core.pruning import MAX_KEEP, TEXT, VISION
+from madtp_core.rank_correlation import ranks, spearman
 from madtp_core.study import Observation, observe, read_study, study_difficulty, write_report
 from madtp_core.study.batches import (
     needed_over_kept,
@@ -26,7 +27,7 @@ from madtp_core.study.batches import (
     regrouped,
     sorted_batches,
 )
-from madtp_core.study.predictors import correlation, held_out, ranks, spearman
+from madtp_core.study.predictors import correlation, held_out
 from tests.core.tiny_models import IMAGE_SIZE, TASKS, tiny_model
 
 # Features

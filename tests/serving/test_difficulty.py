@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.difficulty import LEAST_OBSERVATIONS, DifficultyPredictor, spearman
+from madtp_core.rank_correlation import spearman
+from service.difficulty import LEAST_OBSERVATIONS, DifficultyPredictor
 
 NAMES = ("entropy", "bytes", "words", "constant")
 USUAL = (5.0, 1e-3, 9.0, 0.0)

@@ -16,7 +16,7 @@ from loadtests.simulate.routing import ROUTINGS, make_routing
 from loadtests.simulate.scenarios import SCENARIOS
 from loadtests.simulate.setup import Setup, simulate
 from loadtests.simulate.workload import MIXES, draw_needs, predict
-from service.difficulty import spearman
+from madtp_core.rank_correlation import spearman
 
 COSTS = CostModel()
 SHORT = Setup("short", duration_s=8.0)
