@@ -12,13 +12,14 @@ from madtp_core.calibration import Calibration, CalibrationRow
 from madtp_core.errors import ConfigError
 from madtp_core.evaluate import Sample, evaluate
 from madtp_core.pruning import KEEP_MODES, MAX_KEEP, PER_INSTANCE
-from madtp_core.pruning.temperature import nearest_temperature
 from madtp_core.tasks.base import PrunedModel
 from madtp_core.train.ledger import Ledger, place
 
 WANTED_RATIOS: Final = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32)
-_TOLERANCE: Final = 0.03  # of a ratio: the table is interpolated, so a point near each wanted one is enough
+_TOLERANCE: Final = 0.012  # of a ratio: lookups between points must hold their target within 3 %
+_REFINEMENTS: Final = 5  # measurements for a wanted ratio
+_INNER: Final = (0.1, 0.9)  # part of an interval in which a refinement lies: both ends are known
 _STRIDE: Final = 8.0  # between temperatures on the way to the ends of what can be reached
 _SATURATED: Final = 0.003  # a stride that changes the ratio by less has reached the end
 _LEVEL_STRIDES: Final = 4
@@ -39,7 +40,7 @@ def calibrate(
     """Measure each mix of samples in each keep mode and batch size, at temperatures near all wanted ratios.
 
     Temperatures are searched for, cell by cell, so that every wanted flops_ratio that can be reached has a
-    point within 0.03 and both ends of what can be reached are in the table. per_instance is measured once a
+    point within 0.012 and both ends of what can be reached are in the table. per_instance is measured once a
     mix, its rows stand at batch size 1. ledger: keeps every finished row, and repeats none that it holds.
     Raises ConfigError for a model without a prune temperature.
     """
@@ -83,23 +84,25 @@ def search(measure: Callable[[float], float], wanted: Sequence[float], start: fl
             if is_level and abs(points[temperature] - points[start]) >= _SATURATED:
                 break  # behind the slope; before it, a start far off is given a few strides to find one
 
-    def remembered(temperature: float) -> float:
-        points[temperature] = measure(temperature)
-        return points[temperature]
-
     for ratio in wanted:
-        above = [temperature for temperature, found in points.items() if found >= ratio]
-        below = [temperature for temperature, found in points.items() if found < ratio]
-        is_near = any(abs(found - ratio) <= _TOLERANCE for found in points.values())
-        if above and below and not is_near and max(above) < min(below):
-            nearest_temperature(
-                remembered,
-                ratio,
-                minimum=max(above),
-                maximum=min(below),
-                tolerance=_TOLERANCE,
-                max_measurements=5,
-            )
+        for _ in range(_REFINEMENTS):
+            temperature = _between_neighbours(points, ratio)
+            if temperature is None:
+                break
+            points[temperature] = measure(temperature)
+
+
+def _between_neighbours(points: Mapping[float, float], ratio: float) -> float | None:
+    """The temperature that interpolation says spends the ratio; None where a point is near or none around."""
+    above = [temperature for temperature, found in points.items() if found >= ratio]
+    below = [temperature for temperature, found in points.items() if found < ratio]
+    if not above or not below or max(above) >= min(below):
+        return None
+    low, high = max(above), min(below)
+    if min(abs(found - ratio) for found in points.values()) <= _TOLERANCE:
+        return None
+    share = (points[low] - ratio) / (points[low] - points[high])
+    return low * (high / low) ** min(max(share, _INNER[0]), _INNER[1])
 
 
 @dataclass(frozen=True)

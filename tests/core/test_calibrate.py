@@ -40,7 +40,7 @@ def test_every_ratio_gets_a_point_near_it(middle, slope):
     plant = Plant(0.05, 0.98, middle, slope)
     search(plant, WANTED, start=1.0)
     for ratio in WANTED:
-        assert min(abs(found - ratio) for found in plant.measured.values()) <= 0.03
+        assert min(abs(found - ratio) for found in plant.measured.values()) <= 0.012
     assert len(plant.measured) <= 24
 
 
