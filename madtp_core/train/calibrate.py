@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -86,10 +87,10 @@ def search(measure: Callable[[float], float], wanted: Sequence[float], start: fl
 
     for ratio in wanted:
         for _ in range(_REFINEMENTS):
-            temperature = _between_neighbours(points, ratio)
-            if temperature is None:
+            between = _between_neighbours(points, ratio)
+            if between is None:
                 break
-            points[temperature] = measure(temperature)
+            points[between] = measure(between)
 
 
 def _between_neighbours(points: Mapping[float, float], ratio: float) -> float | None:
@@ -102,7 +103,7 @@ def _between_neighbours(points: Mapping[float, float], ratio: float) -> float | 
     if min(abs(found - ratio) for found in points.values()) <= _TOLERANCE:
         return None
     share = (points[low] - ratio) / (points[low] - points[high])
-    return low * (high / low) ** min(max(share, _INNER[0]), _INNER[1])
+    return low * math.exp(math.log(high / low) * min(max(share, _INNER[0]), _INNER[1]))
 
 
 @dataclass(frozen=True)
