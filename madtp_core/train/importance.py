@@ -1,4 +1,4 @@
-"""MADTP's token importance as a loss: what a picture or a text is about shall matter more than the rest."""
+"""MADTP's token importance as a loss: patches of objects shall matter more than background."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from madtp_core.tokens import Tokens
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What a block decided by: position, importance, mask (or None) [B, N], guidance [B, N, K]."""
+    """What a vision block decided by: position, importance, mask (or None) [B, N], guidance [B, N, K]."""
 
     position: Tensor
     importance: Tensor
@@ -27,22 +27,21 @@ class Seen:
 
 
 class WatchedMadtp(MadtpPruner):
-    """MADTP that remembers what it decided by in the blocks of one branch, for losses on it."""
+    """MADTP that remembers what it decided by in a forward's vision blocks, for losses on it."""
 
-    def __init__(self, branch: str = VISION) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.branch = branch
         self._seen: list[Seen] = []
 
     def decide(self, tokens: Tokens, signals: Signals, step: PruneStep) -> tuple[Tensor, Tensor]:
         importance, needed = super().decide(tokens, signals, step)
-        if step.branch == self.branch:
+        if step.branch == VISION:
             assert step.guidance is not None
             self._seen.append(Seen(tokens.position[:, 1:], importance, step.guidance, real_tokens(tokens)))
         return importance, needed
 
     def seen(self) -> list[Seen]:
-        """The blocks since it was last asked, forgotten hereby."""
+        """The forward's vision blocks, forgotten hereby."""
         seen, self._seen = self._seen, []
         return seen
 
@@ -50,17 +49,14 @@ class WatchedMadtp(MadtpPruner):
 def importance_loss(seen: Sequence[Seen], is_object: Tensor, margin: float) -> Tensor:
     """How far patches of objects and of background fail to stand apart in importance, in logarithms.
 
-    is_object [B, patches] bool; or [Q, L - 1] for the words that a text is about, of all behind its first
-    token. Of an object's patch: relu(log(margin * mean of background / its own)), of a patch of background:
-    relu(log(margin * its own / mean of objects)); the mean of each kind, then of both, of rows and blocks. A
-    row without one of them counts 0; merged tokens and padding count as neither.
+    is_object [B, patches] bool. Of an object's patch: relu(log(margin * mean of background / its own)), of a
+    patch of background: relu(log(margin * its own / mean of objects)); the mean of each kind, then of both,
+    of rows and blocks. A row without one of them counts 0; merged tokens count as neither.
     """
     losses = []
     for block in seen:
         patch = block.position - 1  # the class token is position 0, a merged one -1
         is_patch, on_object = patch >= 0, is_object.gather(1, patch.clamp_min(0))
-        if block.mask is not None:
-            is_patch = is_patch & block.mask
         objects, background = is_patch & on_object, is_patch & ~on_object
         weight = block.importance.clamp_min(1e-6)
         log = weight.log()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -22,37 +21,25 @@ from madtp_core.tasks.retrieval_network import RetrievalNetwork
 from madtp_core.tasks.text import TextCodec
 from madtp_core.train.costs import CostsInTurn
 from madtp_core.train.hooks import Hooks
-from madtp_core.train.importance import WatchedMadtp, importance_loss
-from madtp_core.train.negatives import Pairs, hard_pairs
+from madtp_core.train.negatives import hard_pairs
 from madtp_core.train.shapes_describe import CONTRAST_TEMPERATURE, CaptionBatch, contrast_loss
 from madtp_core.train.shared_tower import OnSharedTower
-
-FILLERS: Final = (  # what captions are held together by
-    *("a", "an", "and", "of", "on", ",", "object", "objects", "background", "nothing", "but", "[SEP]"),
-)
 
 
 @dataclass(frozen=True)
 class MatchingLosses:
-    """Weights of the losses.
-
-    contrast: of embeddings. match: of pairs with hard negatives. alignment: MAG's. words: those that say
-    something come out `margin` times as important as the others, so that a small prune temperature prunes
-    these: every word of a text weighs alike else, and what a text spends would have to be saved on the image.
-    """
+    """Weights: contrast of embeddings, matching of pairs with hard negatives, MAG's alignment."""
 
     contrast: float = 1.0
     match: float = 1.0
     alignment: float = 0.1
-    words: float = 0.3
-    margin: float = 2.0
 
 
 class MatchShapes(OnSharedTower[RetrievalNetwork, CaptionBatch]):
     """Teaches the text encoder and both projections; texts are pruned, alone and reading an image.
 
-    A request is one image and all texts that it is matched with in the batch: its own and wrong ones, drawn
-    the likelier the more alike their embeddings are.
+    A request is one image and one text, embedded and matched. Wrong texts and images are drawn among the
+    batch's, the likelier the more alike their embeddings are.
     """
 
     def __init__(
@@ -65,10 +52,8 @@ class MatchShapes(OnSharedTower[RetrievalNetwork, CaptionBatch]):
         costs: CostsInTurn,
         weights: MatchingLosses,
     ) -> None:
-        self.watched = WatchedMadtp(TEXT)
-        super().__init__(network, data, geometry, hooks, costs, self.watched)
+        super().__init__(network, data, geometry, hooks, costs)
         self.codec, self.weights = codec, weights
-        self.filler_ids = torch.tensor(codec.tokenizer.convert_tokens_to_ids(list(FILLERS)))
         self.cost_model = RetrievalCostModel(network, geometry.height, geometry.width)
         blip = network.blip
         self.modules = nn.ModuleDict(
@@ -87,8 +72,6 @@ class MatchShapes(OnSharedTower[RetrievalNetwork, CaptionBatch]):
         text = network.encode_text(
             batch.text_ids, batch.text_mask, None, pruning.of(TEXT), collect_aligned=True
         )
-        is_word = ~torch.isin(batch.text_ids[:, 1:], self.filler_ids)
-        words_alone = importance_loss(self.watched.seen(), is_word, self.weights.margin)
         image_embeddings = network.image_embeddings(image)
         text_embeddings = network.text_embeddings(text)
         cosines = image_embeddings[reader].detach().float() @ text_embeddings.detach().float().T
@@ -101,33 +84,24 @@ class MatchShapes(OnSharedTower[RetrievalNetwork, CaptionBatch]):
             reader[pairs.images],
             pruning.of(TEXT, pairs.texts),
         )
-        words_reading = importance_loss(self.watched.seen(), is_word[pairs.texts], self.weights.margin)
         assert image.aligned is not None and text.aligned is not None
         parts = {
             "contrast": contrast_loss(image_embeddings, text_embeddings, reader),
             "match": F.cross_entropy(network.match_logits(match).float(), pairs.labels),
             "alignment": alignment_loss(image.aligned[reader], text.aligned),
-            "words": (words_alone + words_reading) / 2,
         }
         loss = torch.stack([getattr(self.weights, name) * part for name, part in parts.items()]).sum()
         figures = {f"{name}_loss/{self.costs.at(step)}": part.item() for name, part in parts.items()}
-        traces = self._traces(batch, pairs, image, text, match)
-        return loss, figures | self.steering(traces, (), pruning)
+        return loss, figures | self.steering(self._traces(batch, image, text, match), (), pruning)
 
-    def _traces(
-        self, batch: CaptionBatch, pairs: Pairs, image: Encoded, text: Encoded, match: Encoded
-    ) -> list[Traces]:
-        """Those of every image, as the request that ranks the texts it is matched with."""
+    def _traces(self, batch: CaptionBatch, image: Encoded, text: Encoded, match: Encoded) -> list[Traces]:
+        """Those of one text of every image; the true pairs are the first ones matched."""
         seen = branch_traces(image, [self.cost_model.vision.patches] * len(batch.scenes.images))
-        words = batch.text_mask.sum(1) - 1
-        said = branch_traces(text, words.tolist())
-        read = branch_traces(match, words[pairs.texts].tolist())
-        viewed = batch.reader[pairs.images].tolist()
-        rows: list[list[int]] = [[] for _ in seen]
-        for pair, of in enumerate(viewed):
-            rows[of].append(pair)
-        texts = pairs.texts.tolist()
+        words = (batch.text_mask.sum(1) - 1).tolist()
+        said = branch_traces(text, words)
+        read = branch_traces(match, words)
+        first = reader_of(batch.reader, len(seen)).tolist()
         return [
-            {VISION: (one,), TEXT: tuple(said[texts[p]] for p in own), MATCH: tuple(read[p] for p in own)}
-            for one, own in zip(seen, rows, strict=True)
+            {VISION: (one,), TEXT: (said[row],), MATCH: (read[row],)}
+            for one, row in zip(seen, first, strict=True)
         ]

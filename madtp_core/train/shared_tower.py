@@ -37,9 +37,8 @@ class OnSharedTower(Steered[BatchT], Generic[NetworkT, BatchT]):
         geometry: ImageGeometry,
         hooks: Hooks,
         costs: CostsInTurn,
-        pruner: MadtpPruner | None = None,
     ) -> None:
-        super().__init__(data, geometry, costs, pruner or MadtpPruner(), hooks)
+        super().__init__(data, geometry, costs, MadtpPruner(), hooks)
         self.network = network
 
     @torch.no_grad()
