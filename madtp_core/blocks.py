@@ -15,6 +15,7 @@ from torch import Tensor
 
 from madtp_core.attention import cross_attend
 from madtp_core.errors import ConfigError
+from madtp_core.flops import BlockWidths
 from madtp_core.packed import attend_runs, runs_of
 from madtp_core.tokens import Tokens, unpack_rows
 
@@ -35,6 +36,14 @@ class Block(Protocol[MemoryT]):
 
     def add_mlp(self, hidden: Tensor) -> Tensor:
         """Add the feed-forward part to hidden [..., C]."""
+
+
+class Measured(Protocol):
+    """What costs are counted from: a block that says how wide it is inside."""
+
+    @property
+    def widths(self) -> BlockWidths:
+        """Those of its linear layers as they are, from which parameters may have been pruned."""
 
 
 class CrossReader(Protocol):
@@ -107,6 +116,10 @@ class BlipVisionBlock:
         self.layer = layer
         self.heads: int = self.layer.self_attn.num_heads
 
+    @property
+    def widths(self) -> BlockWidths:
+        return BlockWidths(self.layer.self_attn.projection.in_features, self.layer.mlp.fc2.in_features)
+
     def qkv(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mixed = self.layer.self_attn.qkv(self.layer.layer_norm1(hidden))
         query, key, value = mixed.unflatten(-1, (3, self.heads, -1)).unbind(-3)
@@ -130,6 +143,10 @@ class ClipBlock:
     def __init__(self, layer: Any) -> None:
         self.layer = layer
         self.heads: int = self.layer.self_attn.num_heads
+
+    @property
+    def widths(self) -> BlockWidths:
+        return BlockWidths(self.layer.self_attn.out_proj.in_features, self.layer.mlp.fc2.in_features)
 
     def qkv(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attention, normed = self.layer.self_attn, self.layer.layer_norm1(hidden)
@@ -161,6 +178,15 @@ class BertBlock:
         self.layer = layer
         self.heads: int = self.layer.attention.self.num_attention_heads
 
+    @property
+    def widths(self) -> BlockWidths:
+        attention, output = self.layer.attention.output.dense, self.layer.output.dense
+        return BlockWidths(attention.in_features, output.in_features, self._cross_widths())
+
+    def _cross_widths(self) -> tuple[int, ...]:
+        """heads x D of what reads each memory."""
+        return ()
+
     def qkv(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attention = self.layer.attention.self
         return (
@@ -183,6 +209,9 @@ class BertBlock:
 
 class BlipTextBlock(BertBlock):
     """`transformers` BlipTextLayer: post-norm BERT with cross-attention."""
+
+    def _cross_widths(self) -> tuple[int, ...]:
+        return (self.layer.crossattention.output.dense.in_features,)
 
     @property
     def cross(self) -> BlipCrossAttention:
@@ -237,6 +266,10 @@ class TwinTextBlock(BertBlock):
         super().__init__(layer)
         cross = layer.crossattention
         self.twins = BlipCrossAttention(cross.self0), BlipCrossAttention(cross.self1)
+
+    def _cross_widths(self) -> tuple[int, ...]:
+        output = self.layer.crossattention.output
+        return output.dense0.in_features, output.dense1.in_features
 
     def add_cross_attention(self, tokens: Tokens, memory: TwinMemory, block: int) -> Tensor:
         twins = zip(self.twins, memory.sides, strict=True)

@@ -1,8 +1,9 @@
 """A checkpoint is a directory: Hugging Face's own files, and MADTP's beside them.
 
 `config.json`, `model.safetensors`, tokenizer and `preprocessor_config.json` are what Hugging Face writes, so
-that it can read the directory too; `mag.safetensors`, `madtp.json` and `calibration.json` are ours. A
-directory without ours is a plain BLIP or CLIP, served dense, or with a training-free method.
+that it can read the directory too, unless parameters were pruned: it knows no uneven blocks.
+`mag.safetensors`, `madtp.json` and `calibration.json` are ours. A directory without ours is a plain BLIP or
+CLIP, served dense, or with a training-free method.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from madtp_core.alignment import Alignment
 from madtp_core.backbones import MODEL_CLASSES
 from madtp_core.calibration import Calibration
 from madtp_core.config import AlignmentConfig, MadtpConfig
-from madtp_core.errors import CheckpointError
+from madtp_core.errors import CheckpointError, ConfigError
 from madtp_core.images import ImageGeometry, image_geometry_from_processor_config
+from madtp_core.parameter_pruning.structures import sized
 from madtp_core.pruning import TEXT, VISION
 from madtp_core.weights import read_weights_file, tensors_of
 
@@ -118,20 +120,23 @@ def load_checkpoint(name: str | Path, dtype: torch.dtype = torch.float32) -> Che
     """Read a directory, or a repository of the Hugging Face hub by its id.
 
     Raises CheckpointError when it is not there, when weights are missing, unexpected or of another shape (all
-    are named), or when MADTP's files contradict each other. Safetensors are preferred; a repository that has
+    are named), or when MADTP's files contradict each other; ConfigError for a geometry that its model's
+    configuration does not allow. Safetensors are preferred; a repository that has
     only `pytorch_model.bin`, as openai/clip-vit-large-patch14-336, is read without executing the pickle.
     """
     config = read_config(name)
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would write into log lines
     try:
         with _LOADING:
-            model, report = _load_model(name, MODEL_CLASSES[config.task], dtype)
+            model, report = _load_sized(name, config, dtype)
         tokenizer = AutoTokenizer.from_pretrained(str(name))
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"cannot load a model for {config.task!r} from {str(name)!r}: {error}"
         ) from error
-    _check_complete(name, config.task, report)
+    _check_complete(name, config, report)
     calibration = _find(name, CALIBRATION)
     return Checkpoint(
         model,
@@ -146,6 +151,16 @@ def load_checkpoint(name: str | Path, dtype: torch.dtype = torch.float32) -> Che
 # While it loads, transformers patches torch's initialisers and its own tying of weights for the whole
 # process: two threads at once lose each other's tied weights.
 _LOADING = threading.Lock()
+
+
+def _load_sized(name: str | Path, config: MadtpConfig, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """As `_load_model`, into blocks of the size that madtp.json gives them where parameters were pruned."""
+    model_class = MODEL_CLASSES[config.task]
+    if config.geometry is None:
+        return _load_model(name, model_class, dtype)
+    model, report = _load_model(name, sized(model_class, config.geometry), dtype)
+    model.__class__ = model_class
+    return model, report
 
 
 def _load_model(name: str | Path, model_class: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
@@ -238,7 +253,7 @@ def _load_alignment(
     return alignment.to(dtype)
 
 
-def _check_complete(name: str | Path, task: str, report: dict[str, Any]) -> None:
+def _check_complete(name: str | Path, config: MadtpConfig, report: dict[str, Any]) -> None:
     report = dict(report)
     report["unexpected_keys"] = [key for key in report["unexpected_keys"] if not key.endswith(_OLD_BUFFERS)]
     parts = [
@@ -250,8 +265,15 @@ def _check_complete(name: str | Path, task: str, report: dict[str, Any]) -> None
         )
         if report.get(field)
     ]
-    if parts:
-        raise CheckpointError(f"the weights of {str(name)!r} do not fit a {task!r} model; {'; '.join(parts)}")
+    if not parts:
+        return
+    hint = ""
+    if report.get("mismatched_keys"):
+        given = "is not that of these weights" if config.geometry else "is missing"
+        hint = f". If parameters were pruned from them, the geometry in {MADTP_JSON} {given}"
+    raise CheckpointError(
+        f"the weights of {str(name)!r} do not fit a {config.task!r} model; {'; '.join(parts)}{hint}"
+    )
 
 
 def _find(name: str | Path, file: str) -> Path | None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from madtp_core.errors import CheckpointError, ConfigError, UnknownNameError
+from madtp_core.parameter_pruning.geometry import ModelGeometry
 from madtp_core.pruning import (
     BRANCHES,
     PRUNERS,
@@ -80,7 +81,8 @@ class MadtpConfig:
     """The contents of `madtp.json`.
 
     encoder_first_token: what replaces a question's first token, `enc` as in the original BLIP or `cls` as in
-    Hugging Face's port. alignment, pruning: None for a model without MAG, which is served dense.
+    Hugging Face's port. alignment, pruning: None for a model without MAG, which is served dense. geometry:
+    what is left of each block after parameter pruning, None for a whole model.
     """
 
     task: str = "vqa"
@@ -88,6 +90,7 @@ class MadtpConfig:
     max_text_tokens: int = 35
     alignment: AlignmentConfig | None = None
     pruning: PruningConfig | None = None
+    geometry: ModelGeometry | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -99,8 +102,11 @@ class MadtpConfig:
             raise ConfigError(f"max_text_tokens must be at least 3, got {self.max_text_tokens}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
+        """Plain values, ready for JSON; a whole model tells no geometry, so that older programs read it."""
+        values = asdict(self)
+        if self.geometry is None:
+            del values["geometry"]
+        return values
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> MadtpConfig:
@@ -117,6 +123,8 @@ class MadtpConfig:
             pruning = dict(parts["pruning"])
             pruning["branches"] = tuple(pruning.get("branches", BRANCHES))
             parts["pruning"] = _checked(PruningConfig, pruning)
+        if parts.get("geometry") is not None:
+            parts["geometry"] = ModelGeometry.from_dict(parts["geometry"])
         return _checked(cls, parts)
 
 

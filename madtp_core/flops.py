@@ -9,7 +9,8 @@ the second decimal.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Protocol
 
@@ -18,8 +19,23 @@ _NORM = 5  # fvcore's count of a LayerNorm, an element
 
 
 @dataclass(frozen=True)
+class BlockWidths:
+    """How wide one block is inside: heads x D of its attention, and its feed-forward units.
+
+    cross: heads x D of what reads a memory, one for each memory; () where a block reads none.
+    """
+
+    attention: int
+    mlp: int
+    cross: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class VisionGeometry:
-    """A ViT: its width, feed-forward width, block count, and the image it takes in pixels."""
+    """A ViT: its width, feed-forward width, block count, and the image it takes in pixels.
+
+    inner: of every block, where parameters were pruned; () where all blocks are whole.
+    """
 
     width: int
     mlp_width: int
@@ -27,21 +43,44 @@ class VisionGeometry:
     patch_size: int
     image_height: int
     image_width: int
+    inner: tuple[BlockWidths, ...] = ()
 
     @property
     def patches(self) -> int:
         return (self.image_height // self.patch_size) * (self.image_width // self.patch_size)
 
+    @cached_property
+    def block_widths(self) -> tuple[BlockWidths, ...]:
+        """Of every block, whole or pruned."""
+        return self.inner or (BlockWidths(self.width, self.mlp_width),) * self.blocks
+
+    def whole(self) -> VisionGeometry:
+        """The same tower before parameters were pruned."""
+        return replace(self, inner=())
+
 
 @dataclass(frozen=True)
 class TextGeometry:
-    """A text tower; memory_width is what it attends to, vocabulary its LM head's, 0 where it has none."""
+    """A text tower; memory_width is what it attends to, vocabulary its LM head's, 0 where it has none.
+
+    inner: of every block, where parameters were pruned; () where all blocks are whole.
+    """
 
     width: int
     mlp_width: int
     blocks: int
     memory_width: int = 0
     vocabulary: int = 0
+    inner: tuple[BlockWidths, ...] = ()
+
+    @cached_property
+    def block_widths(self) -> tuple[BlockWidths, ...]:
+        """Of every block, whole or pruned; a whole one may read two memories."""
+        return self.inner or (BlockWidths(self.width, self.mlp_width, (self.width,) * 2),) * self.blocks
+
+    def whole(self) -> TextGeometry:
+        """The same tower before parameters were pruned."""
+        return replace(self, inner=())
 
 
 class Scoring(Protocol):
@@ -141,7 +180,7 @@ def vision_macs(geometry: VisionGeometry, trace: BranchTrace, scoring: Scoring |
     """Multiply-adds of one image through BLIP's ViT: patches, blocks, final norm, and scoring if given."""
     d = geometry.width
     patches = geometry.patches * 3 * geometry.patch_size**2 * d
-    blocks = _tower_macs("vision", trace, d, geometry.mlp_width, scoring)
+    blocks = _tower_macs("vision", trace, geometry, scoring)
     return patches + blocks + _NORM * (trace.leaving()[-1] + 1) * d
 
 
@@ -151,7 +190,7 @@ def clip_vision_macs(
     """Multiply-adds of one image through CLIP's ViT, which norms before the first block, to its embedding."""
     d = geometry.width
     patches = geometry.patches * 3 * geometry.patch_size**2 * d + _NORM * (geometry.patches + 1) * d
-    blocks = _tower_macs("vision", trace, d, geometry.mlp_width, scoring)
+    blocks = _tower_macs("vision", trace, geometry, scoring)
     return patches + blocks + _NORM * d + linear_macs(d, embedding_width)  # of the class token
 
 
@@ -163,7 +202,7 @@ def clip_text_macs(
     Attention counts whole, as fvcore counts it: what causality masks out is not subtracted.
     """
     d = geometry.width
-    blocks = _tower_macs("text", trace, d, geometry.mlp_width, scoring)
+    blocks = _tower_macs("text", trace, geometry, scoring)
     return blocks + _NORM * d + linear_macs(d, embedding_width)  # of EOT
 
 
@@ -175,11 +214,12 @@ def text_encoder_macs(
 ) -> int:
     """Multiply-adds of one text through the BERT, attending to memory_tokens image tokens, if any."""
     d = geometry.width
-    total = _NORM * (trace.tokens_in[0] + 1) * d + _tower_macs("text", trace, d, geometry.mlp_width, scoring)
+    total = _NORM * (trace.tokens_in[0] + 1) * d + _tower_macs("text", trace, geometry, scoring)
     if memory_tokens is None:
         return total
-    for leaving in trace.leaving():
-        total += _cross_attention_macs(d, leaving + 1, memory_tokens) + _NORM * (leaving + 1) * d
+    for leaving, widths in zip(trace.leaving(), geometry.block_widths, strict=True):
+        m = leaving + 1
+        total += _cross_attention_macs(d, widths.cross[0], m, memory_tokens) + _NORM * m * d
     return total + memory_macs(geometry, memory_tokens)
 
 
@@ -196,16 +236,21 @@ def twin_text_encoder_macs(
     """
     d = geometry.width
     total = text_encoder_macs(geometry, trace, None, scoring)
-    for block, leaving in enumerate(trace.leaving()):
+    for block, (leaving, widths) in enumerate(zip(trace.leaving(), geometry.block_widths, strict=True)):
         m = leaving + 1
-        total += sum(_cross_attention_macs(d, m, memory) for memory in memory_tokens) + _NORM * m * d
-        total += linear_macs(2 * d, d, rows=m) if block >= merge_start else 0
-    return total + sum(memory_macs(geometry, memory) for memory in memory_tokens)
+        for inner, memory in zip(widths.cross, memory_tokens, strict=True):
+            total += _cross_attention_macs(d, inner, m, memory)
+        total += _NORM * m * d + (linear_macs(2 * d, d, rows=m) if block >= merge_start else 0)
+    return total + sum(memory_macs(geometry, memory, side) for side, memory in enumerate(memory_tokens))
 
 
-def memory_macs(geometry: TextGeometry, memory_tokens: int) -> int:
-    """Multiply-adds that project a memory's keys and values for all blocks: once, however many read it."""
-    return 2 * memory_tokens * geometry.memory_width * geometry.width * geometry.blocks
+def memory_macs(geometry: TextGeometry, memory_tokens: int, side: int = 0) -> int:
+    """Multiply-adds that project a memory's keys and values for all blocks: once, however many read it.
+
+    side: which memory it is, of a tower that reads two.
+    """
+    inner = sum(widths.cross[side] for widths in geometry.block_widths)
+    return 2 * memory_tokens * geometry.memory_width * inner
 
 
 def decoder_macs(
@@ -220,12 +265,18 @@ def decoder_macs(
     teacher-forced text. The LM head runs on each new token. memory_width: of what is read, the decoder's own
     width (a question's states) unless given (an image's: `geometry.memory_width`).
     """
-    d, ff = geometry.width, geometry.mlp_width
-    total = geometry.blocks * 2 * memory_tokens * (memory_width or d) * d
+    d, widths = geometry.width, geometry.block_widths
+    attention, cross, mlp = (  # products grow with the widths, so those of all blocks are counted at once
+        sum(block.attention for block in widths),
+        sum(block.cross[0] for block in widths),
+        sum(block.mlp for block in widths),
+    )
+    norms = 1 + 3 * geometry.blocks
+    total = 2 * memory_tokens * (memory_width or d) * cross
     for new, keys in passes:
-        block = _self_attention_macs(d, new, keys) + _mlp_macs(d, ff, new)
-        block += _cross_attention_macs(d, new, memory_tokens) + _NORM * new * d
-        total += geometry.blocks * block + lm_head_macs(geometry, new) + _NORM * new * d
+        total += _attention_macs(d, attention, new, keys) + linear_macs(d, mlp, d, rows=new)
+        total += _cross_attention_macs(d, cross, new, memory_tokens)
+        total += norms * _NORM * new * d + lm_head_macs(geometry, new)
     return total
 
 
@@ -257,28 +308,26 @@ def widest(traces: Sequence[BranchTrace]) -> BranchTrace:
     return BranchTrace(max(trace.dense for trace in traces), tokens_in, kept, kept, merges)
 
 
-def _tower_macs(branch: str, trace: BranchTrace, width: int, mlp_width: int, scoring: Scoring | None) -> int:
-    """Self-attention, pruning and MLP of all blocks, the protected token counted in."""
-    total = 0
-    for entering, kept, leaving in zip(trace.tokens_in, trace.kept, trace.leaving(), strict=True):
-        total += _self_attention_macs(width, entering + 1, entering + 1) + _mlp_macs(
-            width, mlp_width, leaving + 1
-        )
+def _tower_macs(
+    branch: str, trace: BranchTrace, geometry: VisionGeometry | TextGeometry, scoring: Scoring | None
+) -> int:
+    """Self-attention, pruning and MLP of all blocks with their norms, the protected token counted in."""
+    total, d = 0, geometry.width
+    counts = zip(trace.tokens_in, trace.kept, trace.leaving(), geometry.block_widths, strict=True)
+    for entering, kept, leaving, widths in counts:
+        n, m = entering + 1, leaving + 1
+        total += _attention_macs(d, widths.attention, n, n) + linear_macs(d, widths.mlp, d, rows=m)
+        total += _NORM * (n + m) * d
         if scoring is not None:
-            total += scoring.macs(branch, entering, kept, width)
+            total += scoring.macs(branch, entering, kept, d)
     return total
 
 
-def _self_attention_macs(d: int, n: int, keys: int) -> int:
-    """Projections of n tokens, their attention to so many keys, and the norm."""
-    return 4 * n * d * d + 2 * n * keys * d + _NORM * n * d
+def _attention_macs(d: int, inner: int, n: int, keys: int) -> int:
+    """Projections of n tokens and their attention to so many keys, inner = heads x D, without the norm."""
+    return 4 * n * d * inner + 2 * n * keys * inner
 
 
-def _cross_attention_macs(d: int, m: int, memory_tokens: int) -> int:
+def _cross_attention_macs(d: int, inner: int, m: int, memory_tokens: int) -> int:
     """Query and output projections of m tokens and their attention, without the norm and `memory_macs`."""
-    return 2 * m * d * d + 2 * m * memory_tokens * d
-
-
-def _mlp_macs(d: int, ff: int, m: int) -> int:
-    """Both layers on m tokens, and the norm."""
-    return 2 * m * d * ff + _NORM * m * d
+    return 2 * m * d * inner + 2 * m * memory_tokens * inner

@@ -100,13 +100,16 @@ def request_shape(
     return replace(shape, candidates=candidates)
 
 
-def served_cost(model: PrunedModel, shape: RequestShape, kept: Mapping[str, Kept]) -> ServedCost:
+def served_cost(
+    model: PrunedModel, shape: RequestShape, kept: Mapping[str, Kept], *, whole: bool = False
+) -> ServedCost:
     """The cost of one request; kept: branch -> what its blocks keep, merged token left out; {}: dense.
 
-    A branch that is named pays for MADTP's scoring, if the model has alignment tokens. Raises ConfigError for
-    counts of another number of blocks, or that are none.
+    whole: of the model before parameters were pruned from it. A branch that is named pays for MADTP's
+    scoring, if the model has alignment tokens. Raises ConfigError for counts of another number of blocks, or
+    that are none.
     """
-    costs = model.cost_model
+    costs = model.cost_model.whole if whole else model.cost_model
     traces = {
         group: tuple(_pruned(trace, kept.get(BRANCH_OF[group])) for trace in dense)
         for group, dense in _dense_traces(model, shape).items()

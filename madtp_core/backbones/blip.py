@@ -5,6 +5,7 @@ The Hugging Face modules own the weights and their names; the loop, the masks an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from transformers import (
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from madtp_core.blocks import BlipTextBlock, BlipVisionBlock
-from madtp_core.flops import TextGeometry, VisionGeometry
+from madtp_core.blocks import BlipTextBlock, BlipVisionBlock, Measured
+from madtp_core.flops import BlockWidths, TextGeometry, VisionGeometry
 from madtp_core.tokens import Tokens
 
 
@@ -130,8 +131,22 @@ def text_config(config: BlipConfig) -> BlipTextConfig:
     return part
 
 
-def vision_geometry(config: Any, image_height: int, image_width: int) -> VisionGeometry:
-    """Cost geometry of a BLIP vision configuration at an image size in pixels."""
+def inner_widths(config: Any, blocks: Sequence[Measured]) -> tuple[BlockWidths, ...]:
+    """How wide a tower's blocks are inside, () where all are as wide as the configuration says."""
+    widths = tuple(block.widths for block in blocks)
+    whole = {config.hidden_size}, {config.intermediate_size}
+    if all(({own.attention, *own.cross}, {own.mlp}) == whole for own in widths):
+        return ()
+    return widths
+
+
+def vision_geometry(
+    config: Any, image_height: int, image_width: int, blocks: Sequence[Measured] = ()
+) -> VisionGeometry:
+    """Cost geometry of a BLIP or CLIP vision configuration at an image size in pixels.
+
+    blocks: the tower's, where parameters may have been pruned.
+    """
     return VisionGeometry(
         width=config.hidden_size,
         mlp_width=config.intermediate_size,
@@ -139,17 +154,19 @@ def vision_geometry(config: Any, image_height: int, image_width: int) -> VisionG
         patch_size=config.patch_size,
         image_height=image_height,
         image_width=image_width,
+        inner=inner_widths(config, blocks),
     )
 
 
-def text_geometry(config: Any) -> TextGeometry:
-    """Cost geometry of a BLIP text configuration."""
+def text_geometry(config: Any, blocks: Sequence[Measured] = ()) -> TextGeometry:
+    """Cost geometry of a BLIP text configuration; blocks: the tower's, which may have been pruned."""
     return TextGeometry(
         width=config.hidden_size,
         mlp_width=config.intermediate_size,
         blocks=config.num_hidden_layers,
         memory_width=config.encoder_hidden_size,
         vocabulary=config.vocab_size,
+        inner=inner_widths(config, blocks),
     )
 
 

@@ -5,6 +5,7 @@ The Hugging Face modules own the weights and their names; the loop and the masks
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,8 @@ from transformers import (
     CLIPVisionModel,
 )
 
-from madtp_core.blocks import ClipBlock
+from madtp_core.backbones.blip import inner_widths
+from madtp_core.blocks import ClipBlock, Measured
 from madtp_core.errors import ConfigError
 from madtp_core.flops import TextGeometry
 from madtp_core.tokens import Tokens
@@ -87,13 +89,14 @@ def text_config(config: CLIPConfig) -> CLIPTextConfig:
     return part
 
 
-def text_geometry(config: Any) -> TextGeometry:
-    """Cost geometry of a CLIP text configuration."""
+def text_geometry(config: Any, blocks: Sequence[Measured] = ()) -> TextGeometry:
+    """Cost geometry of a CLIP text configuration; blocks: the tower's, which may have been pruned."""
     return TextGeometry(
         width=config.hidden_size,
         mlp_width=config.intermediate_size,
         blocks=config.num_hidden_layers,
         vocabulary=config.vocab_size,
+        inner=inner_widths(config, blocks),
     )
 
 

@@ -16,6 +16,7 @@ from madtp_core.cli import (
     evaluate,
     flops,
     predict,
+    prune_parameters,
     study,
     train,
     visualize,
@@ -33,6 +34,7 @@ _COMMANDS = (
     bench,
     flops,
     train,
+    prune_parameters,
     visualize,
 )  # each has add_command(commands)
 

@@ -92,7 +92,7 @@ def _request_figure(model: PrunedModel, args: argparse.Namespace) -> dict[str, A
     wanted = {"vision": args.vision_kept, "text": args.text_kept}
     kept = {branch: counts for branch, counts in wanted.items() if counts is not None}
     shape = request_shape(model.task, args.text_tokens, args.steps, args.candidates)
-    dense, spent = served_cost(model, shape, {}), served_cost(model, shape, kept)
+    dense, spent = served_cost(model, shape, {}, whole=True), served_cost(model, shape, kept)
     return {
         "task": model.task,
         "model": model.name,
@@ -124,8 +124,9 @@ def _print_requests(rows: Sequence[Mapping[str, Any]], has_kept: bool) -> None:
     for row in rows:
         print(f"{row['task']}, {row['model']}: {_described(row)}")
         print(f"  {_sum(row['dense'])}")
-        if has_kept:
-            print(f"  {_sum(row['spent'])} at the kept counts, {row['flops_ratio']:.1%}")
+        if has_kept or row["spent"] != row["dense"]:
+            what = "at the kept counts" if has_kept else "as its parameters were pruned"
+            print(f"  {_sum(row['spent'])} {what}, {row['flops_ratio']:.1%}")
 
 
 def _sum(cost: Mapping[str, int]) -> str:

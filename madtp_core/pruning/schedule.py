@@ -21,18 +21,24 @@ class BranchGeometry:
     """What a schedule must know of a branch.
 
     macs: multiply-adds of one of its sequences, from its trace and the method's own scoring. head_width: D.
-    grid: patches of an image as (rows, columns); None for a text, whose length varies by request.
+    grid: patches of an image as (rows, columns); None for a text, whose length varies by request. whole_macs:
+    as macs before parameters were pruned from the model; None where none were.
     """
 
     macs: BranchMacs
     blocks: int
     head_width: int
     grid: tuple[int, int] | None = None
+    whole_macs: BranchMacs | None = None
 
     @property
     def tokens(self) -> int | None:
         """Unpruned tokens, class token left out, where every sequence has as many."""
         return None if self.grid is None else self.grid[0] * self.grid[1]
+
+    def flops_ratio(self, trace: BranchTrace, scoring: Scoring | None) -> float:
+        """Multiply-adds spent, scoring included, as a share of the same sequence's with nothing pruned."""
+        return self.macs(trace, scoring) / (self.whole_macs or self.macs)(trace.unpruned(), None)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from madtp_core.pruning.schedule import (
     TOLERANCE,
     PruningGeometry,
     check_reached,
-    flops_ratio,
     geometric_counts,
     nearest_rate,
     scheduled_trace,
@@ -130,7 +129,7 @@ class ScheduledPruner(Pruner):
         def spent(rate: float) -> float:
             counts = self._at_rates((rate,) * blocks, tokens)
             trace = scheduled_trace(tokens, counts, self.appends_merged, self.fewest_kept)
-            return flops_ratio(geometry.macs, trace, scoring)
+            return geometry.flops_ratio(trace, scoring)
 
         rate = nearest_rate(spent, target)
         if tokens == geometry.tokens:

@@ -26,6 +26,7 @@ from madtp_core.image_cache import ImageCache
 from madtp_core.images import ImageGeometry
 from madtp_core.pruning import TEXT, VISION, BranchGeometry, Pruner, PruningGeometry, check_keep_mode
 from madtp_core.tasks.cost import CostModel
+from madtp_core.tasks.text import TextCodec
 
 
 class PrunedModel(ABC):
@@ -39,6 +40,7 @@ class PrunedModel(ABC):
     task: ClassVar[str]
     architecture: ClassVar[str] = "blip"
     network: Any
+    codec: TextCodec
     cost_model: CostModel
     image_cache: ImageCache | None = None
 
@@ -195,6 +197,7 @@ class PrunedModel(ABC):
                 part.num_hidden_layers,
                 part.hidden_size // part.num_attention_heads,
                 patches,
+                partial(costs.whole.branch_macs, branch),
             )
             for branch, (part, patches) in parts.items()
             if branch in branches

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from madtp_core.backbones.blip import vision_geometry
-from madtp_core.backbones.clip import text_geometry
+from madtp_core.backbones.clip import clip_blocks, text_geometry
 from madtp_core.flops import BranchTrace, Scoring, clip_text_macs, clip_vision_macs, linear_macs
 from madtp_core.pruning import TEXT, VISION
 from madtp_core.tasks.clip_network import ClipNetwork
@@ -17,10 +17,12 @@ class ClipCostModel(CostModel):
 
     def __init__(self, network: ClipNetwork, image_height: int, image_width: int) -> None:
         super().__init__(network.alignment)
-        config = network.clip.config
-        self.vision = vision_geometry(config.vision_config, image_height, image_width)
-        self.text = text_geometry(config.text_config)
-        self.embedding_width: int = network.clip.visual_projection.out_features
+        clip, config = network.clip, network.clip.config
+        self.vision = vision_geometry(
+            config.vision_config, image_height, image_width, clip_blocks(clip.vision_model)
+        )
+        self.text = text_geometry(config.text_config, clip_blocks(clip.text_model))
+        self.embedding_width: int = clip.visual_projection.out_features
 
     def macs(self, traces: Traces, passes: Passes, scoring: Mapping[str, Scoring | None]) -> int:
         total = sum(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
 
 from madtp_core.alignment import Alignment
 from madtp_core.encoder import BatchPruning, Encoded
@@ -59,7 +62,11 @@ class Spent:
 
 
 class CostModel(ABC):
-    """Counts what a model of one geometry spends on a request."""
+    """Counts what a model of one geometry spends on a request.
+
+    Where parameters were pruned from the model, dense costs are those of the whole model before it: then a
+    flops_ratio says what parameter and token pruning save together, as in the supplement's Table 6.
+    """
 
     vision: VisionGeometry
     text: TextGeometry
@@ -70,6 +77,15 @@ class CostModel(ABC):
             self.alignment = AlignmentGeometry(
                 alignment.num_tokens, alignment.dim, VISION in alignment.maps, TEXT in alignment.maps
             )
+
+    @cached_property
+    def whole(self) -> Self:
+        """The same model before parameters were pruned."""
+        model = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, VisionGeometry | TextGeometry):
+                setattr(model, name, value.whole())
+        return model
 
     @abstractmethod
     def macs(self, traces: Traces, passes: Passes, scoring: Mapping[str, Scoring | None]) -> int:
@@ -98,8 +114,8 @@ class CostModel(ABC):
         return self.macs(traces, passes, self.scoring(pruning))
 
     def dense_macs(self, traces: Traces, passes: Passes) -> int:
-        """Multiply-adds of the same request unpruned."""
-        return self.macs(changed(traces, BranchTrace.unpruned), passes, {VISION: None, TEXT: None})
+        """Multiply-adds of the same request with nothing pruned, neither tokens nor parameters."""
+        return self.whole.macs(changed(traces, BranchTrace.unpruned), passes, {VISION: None, TEXT: None})
 
     def batch(
         self,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from madtp_core.backbones.blip import text_config, text_geometry, vision_geometry
-from madtp_core.backbones.nlvr import LABELS, merge_start
+from madtp_core.backbones.blip import text_config, text_geometry, vision_blocks, vision_geometry
+from madtp_core.backbones.nlvr import LABELS, merge_start, twin_text_blocks
 from madtp_core.flops import (
     BranchTrace,
     Scoring,
@@ -25,8 +25,9 @@ class ReasoningCostModel(CostModel):
     def __init__(self, network: ReasoningNetwork, image_height: int, image_width: int) -> None:
         super().__init__(network.alignment)
         config = network.blip.config
-        self.vision = vision_geometry(config.vision_config, image_height, image_width)
-        self.text = text_geometry(config.text_config)
+        seeing = vision_blocks(network.blip.vision_model)
+        self.vision = vision_geometry(config.vision_config, image_height, image_width, seeing)
+        self.text = text_geometry(config.text_config, twin_text_blocks(network.blip.text_encoder))
         self.merge_start = merge_start(text_config(config))
 
     def macs(self, traces: Traces, passes: Passes, scoring: Mapping[str, Scoring | None]) -> int:
@@ -45,4 +46,4 @@ class ReasoningCostModel(CostModel):
         image_tokens = self.vision.patches + 1
         both = image_tokens, image_tokens
         whole = twin_text_encoder_macs(self.text, trace, both, self.merge_start, scoring)
-        return whole - 2 * memory_macs(self.text, image_tokens)
+        return whole - sum(memory_macs(self.text, image_tokens, side) for side in (0, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from madtp_core.backbones.blip import text_geometry, vision_geometry
+from madtp_core.backbones.blip import text_blocks, text_geometry, vision_blocks, vision_geometry
 from madtp_core.flops import Scoring, linear_macs, memory_macs, text_encoder_macs, vision_macs
 from madtp_core.pruning import TEXT, VISION
 from madtp_core.tasks.cost import MATCH, CostModel, Passes, Traces
@@ -21,8 +21,9 @@ class RetrievalCostModel(CostModel):
     def __init__(self, network: RetrievalNetwork, image_height: int, image_width: int) -> None:
         super().__init__(network.alignment)
         config = network.blip.config
-        self.vision = vision_geometry(config.vision_config, image_height, image_width)
-        self.text = text_geometry(config.text_config)
+        seeing = vision_blocks(network.blip.vision_model)
+        self.vision = vision_geometry(config.vision_config, image_height, image_width, seeing)
+        self.text = text_geometry(config.text_config, text_blocks(network.blip.text_encoder))
         self.embedding_width: int = config.image_text_hidden_size
 
     def macs(self, traces: Traces, passes: Passes, scoring: Mapping[str, Scoring | None]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from madtp_core.backbones.blip import text_geometry, vision_geometry
+from madtp_core.backbones.blip import text_blocks, text_geometry, vision_blocks, vision_geometry
 from madtp_core.flops import Scoring, decoder_macs, text_encoder_macs, vision_macs
 from madtp_core.pruning import TEXT, VISION
 from madtp_core.tasks.cost import CostModel, Passes, Traces
@@ -17,8 +17,11 @@ class VqaCostModel(CostModel):
     def __init__(self, network: VqaNetwork, image_height: int, image_width: int) -> None:
         super().__init__(network.alignment)
         config = network.blip.config
-        self.vision = vision_geometry(config.vision_config, image_height, image_width)
-        self.text = text_geometry(config.text_config)
+        seeing = vision_blocks(network.blip.vision_model)
+        self.vision = vision_geometry(config.vision_config, image_height, image_width, seeing)
+        self.text = text_geometry(config.text_config, text_blocks(network.blip.text_encoder))
+        answering = text_blocks(network.blip.text_decoder.bert)
+        self.decoder = text_geometry(config.text_config, answering)
 
     def macs(self, traces: Traces, passes: Passes, scoring: Mapping[str, Scoring | None]) -> int:
         (image,), (question,) = traces[VISION], traces[TEXT]
@@ -26,5 +29,5 @@ class VqaCostModel(CostModel):
         return (
             vision_macs(self.vision, image, scoring[VISION])
             + text_encoder_macs(self.text, question, image_tokens, scoring[TEXT])
-            + decoder_macs(self.text, passes, question.leaving()[-1] + 1)
+            + decoder_macs(self.decoder, passes, question.leaving()[-1] + 1)
         )

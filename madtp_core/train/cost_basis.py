@@ -53,7 +53,7 @@ def _forward_ratio(
     scoring, none = cost_model.scoring(pruning), {VISION: None, TEXT: None}
     spent = sum(forward(cost_model, traces, passes, scoring) for traces, passes in requests)
     dense = sum(
-        forward(cost_model, changed(traces, BranchTrace.unpruned), passes, none)
+        forward(cost_model.whole, changed(traces, BranchTrace.unpruned), passes, none)
         for traces, passes in requests
     )
     return spent / dense
@@ -80,7 +80,7 @@ def _vqa(model: Any, traces: Traces, passes: Passes, scoring: _Scorings) -> int:
     seen, states = image.leaving()[-1] + 1, question.leaving()[-1] + 1
     memory = memory_macs(model.text, seen)
     asked = text_encoder_macs(model.text, question, seen, scoring[TEXT]) - memory
-    answers = decoder_macs(model.text, [*_one_pass(passes)] * ANSWERS, states)
+    answers = decoder_macs(model.decoder, [*_one_pass(passes)] * ANSWERS, states)
     return vision_macs(model.vision, image, scoring[VISION]) + memory + QUESTIONS * asked + answers
 
 

@@ -5,7 +5,6 @@ their names, padding hidden by -10000, no class of ours.
 """
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +30,7 @@ from madtp_core.flops import (
 )
 from madtp_core.images import ImageGeometry
 from madtp_core.pruning import KEEP_MODES, MAX_KEEP, PER_INSTANCE, TEXT, VISION, build_pruner
+from madtp_core.served import reference_model
 from madtp_core.tasks import load_model
 from madtp_core.tasks.cost import branch_traces
 from madtp_core.tasks.reasoning import BlipReasoning, ReasoningQuery
@@ -392,8 +392,7 @@ def test_the_parts_that_schedules_are_fitted_to_make_the_whole(network: Reasonin
 
 
 def test_the_papers_dense_total() -> None:
-    base = SimpleNamespace(blip=SimpleNamespace(config=blip_config()), alignment=None)
-    ours = ReasoningCostModel(base, 384, 384)
+    ours = reference_model("reasoning").cost_model
     image, statement = dense(576, 12), dense(35, 12)
     assert 2 * vision_macs(ours.vision, image) / 1e9 == pytest.approx(111.078, abs=5e-4)
     text = twin_text_encoder_macs(ours.text, statement, (577, 577), ours.merge_start)
