@@ -13,6 +13,7 @@ from madtp_core.cli.options import SPLITS
 from madtp_core.pruning import KEEP_MODES
 
 if TYPE_CHECKING:
+    from madtp_core.data.source import DataSource
     from madtp_core.evaluate import Sample
     from madtp_core.tasks.base import PrunedModel
 
@@ -24,7 +25,17 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     calibrate.add_argument("checkpoint", type=Path, help="a directory; its calibration.json is written")
     calibrate.add_argument(
-        "--data", type=Path, help="your own requests, JSON lines; without labels accuracy is null"
+        "--data",
+        help="your own requests as JSON lines, or FORMAT:FILE,FILE of a benchmark, see docs/data.md; without "
+        "labels accuracy is null",
+    )
+    calibrate.add_argument(
+        "--images",
+        nargs="+",
+        type=Path,
+        default=(),
+        metavar="FOLDER",
+        help="where the pictures of --data lie, the first that has one; default: beside the files",
     )
     calibrate.add_argument("--split", choices=SPLITS, default="validation", help="of the drawn scenes")
     calibrate.add_argument("--seed", type=int, default=0)
@@ -44,6 +55,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _calibrate(args: argparse.Namespace) -> int:
     from madtp_core.checkpoint import CALIBRATION
+    from madtp_core.data.source import parse_source
     from madtp_core.errors import ConfigError
     from madtp_core.tasks import load_model
     from madtp_core.train.calibrate import BATCH_SIZES, WANTED_RATIOS, calibrate
@@ -52,10 +64,11 @@ def _calibrate(args: argparse.Namespace) -> int:
     if not args.checkpoint.is_dir():
         raise ConfigError(f"{args.checkpoint} is no directory: a calibration is stored with its checkpoint")
     model = load_model(args.checkpoint)
-    mixes = _mixes(args, model)
+    source = parse_source(args.data, args.images) if args.data else None
+    mixes = _mixes(args, model, source)
     about = {
-        "weights": _digest(args.checkpoint),
-        "data": _digest(args.data) if args.data else f"scenes {args.split} {args.seed}",
+        "weights": digest(args.checkpoint),
+        "data": " ".join(map(digest, source.files)) if source else f"scenes {args.split} {args.seed}",
         "samples": args.samples,
     }
     ledger = Ledger(args.checkpoint / LEDGER_NAME, about)
@@ -81,15 +94,17 @@ def _calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _mixes(args: argparse.Namespace, model: PrunedModel) -> Mapping[str, Sequence[Sample]]:
+def _mixes(
+    args: argparse.Namespace, model: PrunedModel, source: DataSource | None
+) -> Mapping[str, Sequence[Sample]]:
     from madtp_core.calibration import NATURAL
     from madtp_core.errors import ConfigError
-    from madtp_core.evaluate import MIXES, ShapesSamples, read_manifest
+    from madtp_core.evaluate import MIXES, ShapesSamples
 
-    if args.data:
+    if source:
         if args.mixes:
             raise ConfigError("mixes are of drawn scenes, whose difficulty is known; leave out --mixes")
-        return {NATURAL: read_manifest(args.data, model.task)[: args.samples]}
+        return {NATURAL: _own_samples(source, model, args.samples)}
     size = model.image_geometry.width
     return {
         mix: ShapesSamples(model.task, args.split, args.samples, args.seed, mix, size)
@@ -97,7 +112,22 @@ def _mixes(args: argparse.Namespace, model: PrunedModel) -> Mapping[str, Sequenc
     }
 
 
-def _digest(path: Path) -> str:
+def _own_samples(source: DataSource, model: PrunedModel, count: int) -> Sequence[Sample]:
+    """So many of a source's samples, evenly spaced, opened once; of a gallery, pictures with a few texts."""
+    from madtp_core.evaluate import read_samples
+    from madtp_core.evaluate.samples import Asked
+    from madtp_core.train.held_out import HeldOut
+    from madtp_core.train.read import read_examples
+
+    samples: Sequence[Sample]
+    if source.has_gallery(model.task):
+        samples = HeldOut(read_examples(source, model.task), model.task, codec=model.codec)
+    else:
+        samples = read_samples(source, model.task, codec=model.codec)
+    return Asked(samples, {}, count)[:]
+
+
+def digest(path: Path) -> str:
     """Of a file, or of a checkpoint's weights, shared ones too, and settings."""
     from madtp_core.sharing import INDEX
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 if TYPE_CHECKING:
-    from madtp_core.data.shapes.scene import Split
+    from madtp_core.train.compress import Data
     from madtp_core.train.examples import Examples
 
 _TRAIN_SCENES, _HELD_OUT_SCENES = 100_000, 256
@@ -28,9 +30,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     train.add_argument("recipe", help="the name of one of ours (vqav2, nlvr2, ...), or a file")
     train.add_argument("--model", required=True, help="a checkpoint directory, or an id on the hub")
-    data = "JSON lines (see madtp_core/train/manifest.py), `shapes` for drawn scenes, or `shapes:NUMBER`"
-    train.add_argument("--data", required=True, help=data)
-    train.add_argument("--validation", required=True, help="held-out data, in the same forms")
+    add_data_options(train)
     train.add_argument("--output", required=True, type=Path, help="where the run and its models are written")
     train.add_argument(
         "--flops-ratio", type=float, help="wanted share of the dense cost; default: the recipe's"
@@ -47,10 +47,34 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     train.set_defaults(run=_train)
 
 
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """--data, --validation and what goes with them, for `data_of`."""
+    data = (
+        "JSON lines of your own; FORMAT:FILE,FILE of a benchmark (coco, flickr30k, vqav2, nlvr2); `shapes` "
+        "for drawn scenes, or `shapes:NUMBER`. See docs/data.md"
+    )
+    parser.add_argument("--data", required=True, help=data)
+    parser.add_argument("--validation", required=True, help="held-out data, in the same forms")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        type=Path,
+        default=(),
+        metavar="FOLDER",
+        help="where the pictures of both lie, the first that has one; default: beside the files",
+    )
+    parser.add_argument(
+        "--validation-samples",
+        type=int,
+        metavar="NUMBER",
+        help="measure on so many of the held-out, evenly spaced; default: all",
+    )
+
+
 def _train(args: argparse.Namespace) -> int:
     from madtp_core.errors import ConfigError
     from madtp_core.tasks import load_model
-    from madtp_core.train.compress import CompressionRun, Data, check_device
+    from madtp_core.train.compress import CompressionRun, check_device
     from madtp_core.train.processes import current_processes, process_group
     from madtp_core.train.recipe import read_recipe
 
@@ -62,12 +86,7 @@ def _train(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.model!r} is a file: make a directory of it by `madtp convert` first")
     with process_group(check_device(args.device)) as device:
         model = load_model(args.model, device=str(device))
-        data = Data(
-            _examples(args.data, recipe.task, "train", _TRAIN_SCENES),
-            _examples(args.validation, recipe.task, "validation", _HELD_OUT_SCENES),
-            may_augment=not _is_shapes(args.data),
-        )
-        run = CompressionRun(recipe, model, data, args.output)
+        run = CompressionRun(recipe, model, data_of(args, recipe.task), args.output)
         figures = run.train()
         if current_processes().is_first:
             for name, value in figures.items():
@@ -78,19 +97,45 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def data_of(args: argparse.Namespace, task: str) -> Data:
+    """What `add_data_options` asks for."""
+    from madtp_core.train.compress import Data
+
+    held_out = _examples(args.validation, args.images, task, held_out=True)
+    return Data(
+        _examples(args.data, args.images, task, held_out=False),
+        _some(held_out, args.validation_samples),
+        may_augment=not _is_shapes(args.data),
+    )
+
+
 def _is_shapes(source: str) -> bool:
     return source.split(":")[0] == "shapes" and not Path(source).exists()
 
 
-def _examples(source: str, task: str, split: Split, scenes: int) -> Examples:
-    """Drawn scenes, or the examples of a manifest."""
+def _examples(source: str, images: Sequence[Path], task: str, *, held_out: bool) -> Examples:
+    """Drawn scenes, or the examples of files; looking up their pictures is shown."""
+    from madtp_core.data.source import parse_source
     from madtp_core.errors import ConfigError
-    from madtp_core.train.manifest import read_manifest
+    from madtp_core.train.read import read_examples
     from madtp_core.train.shapes_examples import ShapesExamples
 
     if not _is_shapes(source):
-        return read_manifest(Path(source), task)
+        with tqdm(desc="images looked up", unit="image", disable=None) as bar:  # None: shown to a terminal
+            return read_examples(parse_source(source, images), task, bar.update, held_out=held_out)
     _, _, number = source.partition(":")
     if number and (not number.isdigit() or int(number) < 1):
         raise ConfigError(f"{source!r}: write shapes, or shapes:NUMBER")
-    return ShapesExamples(task, int(number) if number else scenes, split)
+    scenes = int(number or (_HELD_OUT_SCENES if held_out else _TRAIN_SCENES))
+    return ShapesExamples(task, scenes, "validation" if held_out else "train")
+
+
+def _some(examples: Examples, wanted: int | None) -> Examples:
+    """So many of the examples, evenly spaced; None: all."""
+    from madtp_core.errors import ConfigError
+
+    if wanted is None or wanted >= len(examples):
+        return examples
+    if wanted < 1:
+        raise ConfigError(f"--validation-samples must be at least 1, got {wanted}")
+    return [examples[row * len(examples) // wanted] for row in range(wanted)]

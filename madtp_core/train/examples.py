@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
-
-from madtp_core.errors import ConfigError
+from PIL import Image
 
 
 class Picture(Protocol):
@@ -19,22 +16,6 @@ class Picture(Protocol):
 
     def open(self) -> Image.Image:
         """An RGB picture."""
-
-
-@dataclass(frozen=True)
-class PictureFile:
-    """A picture in a file; named_in says where it was named, for the error when it does not open."""
-
-    path: Path
-    named_in: str
-
-    def open(self) -> Image.Image:
-        """The picture; raises ConfigError for a file that holds none."""
-        try:
-            with Image.open(self.path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise ConfigError(f"{self.named_in}: {str(self.path)!r} does not open: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +35,8 @@ class Example:
 
     pictures: one; two for reasoning. text: the question, the caption or the statement. answers: to a
     question, with the weight of each. label: whether a statement is true. key: which picture a caption is of.
+    references: all annotators' answers, or all captions of the picture, to measure a model by; empty: by the
+    heaviest answer, by the text.
     """
 
     pictures: tuple[Picture, ...]
@@ -61,6 +44,7 @@ class Example:
     answers: tuple[tuple[str, float], ...] = ()
     label: bool | None = None
     key: int = 0
+    references: tuple[str, ...] = ()
 
 
 Examples = Sequence[Example]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from madtp_core.evaluate.read import fitted
 from madtp_core.evaluate.samples import Sample, Samples
 from madtp_core.tasks.text import TextCodec
 from madtp_core.train.examples import Example, Examples, Picture
@@ -40,22 +41,14 @@ class HeldOut(Samples):
 
     def _asked(self, index: int, example: Example) -> tuple[dict[str, Any], Any]:
         if self.task == "vqa":
-            return {"question": self._fitted(example.text)}, max(example.answers, key=lambda pair: pair[1])[0]
+            heaviest = max(example.answers, key=lambda pair: pair[1])[0]
+            return {"question": fitted(example.text, self.codec)}, example.references or heaviest
         if self.task == "caption":
-            return {"prompt": self.prompt} if self.prompt else {}, (example.text,)
+            return {"prompt": self.prompt} if self.prompt else {}, example.references or (example.text,)
         if self.task == "reasoning":
-            return {"statement": self._fitted(example.text)}, example.label
+            return {"statement": fitted(example.text, self.codec)}, example.label
         texts = [example.text, *self._others(index, example)]
-        return {"texts": tuple(map(self._fitted, texts))}, (0,)
-
-    def _fitted(self, text: str) -> str:
-        """As many of a text's words as the model reads."""
-        words = text.split()
-        while self.codec is not None and len(words) > 1:
-            if len(self.codec.tokenizer(" ".join(words))["input_ids"]) <= self.codec.max_text_tokens:
-                break
-            words.pop()
-        return " ".join(words)
+        return {"texts": tuple(fitted(text, self.codec) for text in texts)}, (0,)
 
     def _others(self, index: int, example: Example) -> list[str]:
         """Texts of other pictures, as many as there are up to the wanted number."""

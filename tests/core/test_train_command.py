@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import cache
 
 import numpy as np
@@ -25,6 +26,19 @@ from madtp_core.train.compress import CompressionRun, Data
 from madtp_core.train.held_out import HeldOut
 from madtp_core.train.recipe import Recipe, checked, read_recipe, recipe_names
 from madtp_core.train.shapes_examples import ShapesExamples
+from tests.core.benchmark_files import (
+    BLIP_VG,
+    BLIP_VQA,
+    FLICKR_TEST,
+    KARPATHY_TEST,
+    KARPATHY_TRAIN,
+    NLVR,
+    OFFICIAL_ANNOTATIONS,
+    OFFICIAL_QUESTIONS,
+    pictures_of,
+    write_json,
+    write_pictures,
+)
 from tests.core.tiny_clip import make_tokenizer
 
 SIZE = 24
@@ -248,3 +262,49 @@ def test_a_recipe_that_is_wrong_is_refused(tmp_path, recipe, message):
     path.write_text(recipe if isinstance(recipe, str) else yaml.safe_dump(recipe))
     with pytest.raises(ConfigError, match=message):
         read_recipe(path)
+
+
+BENCHMARKS = {  # to learn from, to be measured on while learning, and afterwards
+    "vqa": ("vqav2", (BLIP_VQA, BLIP_VG), (OFFICIAL_QUESTIONS, OFFICIAL_ANNOTATIONS), "answer_type/number"),
+    "caption": ("coco", (KARPATHY_TRAIN,), (KARPATHY_TEST,), "cider/all"),
+    "retrieval": ("coco", (KARPATHY_TRAIN,), (KARPATHY_TEST,), "recall_at_5/image_to_text"),
+    "clip": ("flickr30k", (FLICKR_TEST,), (FLICKR_TEST,), "recall_at_5/text_to_image"),
+    "reasoning": ("nlvr2", (NLVR,), (NLVR,), "accuracy/all"),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_benchmarks_files_are_learnt_from_and_measured_on(plain, tmp_path, monkeypatch, task):
+    monkeypatch.setattr(
+        shutil, "which", lambda name: None
+    )  # Java, which takes half a minute to judge captions
+    name, *parts, figure = BENCHMARKS[task]
+    listed = [content for part in parts for content in part if isinstance(content, list)]
+    pictures = [*pictures_of(*listed), "val2014/COCO_val2014_000000262148.jpg"]
+    write_pictures(tmp_path / "images", *pictures)
+    learnt, measured = (
+        f"{name}:"
+        + ",".join(str(write_json(tmp_path / f"{part}{row}.json", c)) for row, c in enumerate(files))
+        for part, files in zip(("learnt", "measured"), parts, strict=True)
+    )
+    images = ("--images", str(tmp_path / "images"))
+    changed = {"batch_size": 2, "loop.steps": 2, "loop.evaluate_every": 2}
+    command = arguments(
+        task, plain(task), tmp_path / "run", *images, "--validation-samples=2", data=learnt,
+        validation=measured, **changed,
+    )  # fmt: skip
+    assert main(command) == 0
+    model, figures = str(tmp_path / "run" / "model"), tmp_path / "figures.json"
+    few = ("--samples=2", "--batch-sizes=1", "--ratios=0.8")
+    assert main(["calibrate", model, "--data", measured, *images, *few]) == 0
+    assert main(["evaluate", model, "--data", measured, *images, "--out", str(figures)]) == 0
+    assert any(figure in key for key in json.loads(figures.read_text()))
+
+
+def test_a_missing_picture_is_named_before_anything_is_learnt(plain, tmp_path, capsys):
+    data = f"nlvr2:{write_json(tmp_path / 'nlvr_train.json', NLVR)}"
+    write_pictures(tmp_path, *pictures_of(NLVR)[:3])
+    assert main(arguments("reasoning", plain("reasoning"), tmp_path / "run", data=data)) == 2
+    missing = capsys.readouterr().err
+    assert "nlvr_train.json, entry 1: there is no image 'images/train/11/train-10171-0-img1.png'" in missing
+    assert not (tmp_path / "run").exists()

@@ -1,7 +1,7 @@
-"""What is learnt from: manifests, scenes, augmentation, and micro-batches as a function of their index."""
+"""What is learnt from: scenes, augmentation, and micro-batches as a function of their index."""
 
-import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,25 +9,16 @@ import torch
 from PIL import Image
 
 from madtp_core.data.shapes import build_tokenizer
-from madtp_core.errors import ConfigError
-from madtp_core.evaluate.manifest import read_manifest as read_evaluation
 from madtp_core.images import ImageGeometry
 from madtp_core.tasks.text import TextCodec
 from madtp_core.train.augment import OPERATIONS, Augmentation, random_crop
 from madtp_core.train.example_batches import ExampleBatches
 from madtp_core.train.examples import Example, PictureArray
 from madtp_core.train.held_out import HeldOut
-from madtp_core.train.manifest import read_manifest
 from madtp_core.train.shapes_examples import ShapesExamples
 
 GEOMETRY = ImageGeometry(16, 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-LINES = {
-    "vqa": {"images": ["1.png"], "question": "what?", "truth": ["red", "red", "blue", "red"]},
-    "caption": {"images": ["1.png"], "truth": ["a red star", "one star"]},
-    "retrieval": {"images": ["1.png"], "texts": ["a red star", "a hat", "one star"], "truth": [0, 2]},
-    "clip": {"images": ["1.png"], "text": "a red star", "truth": [0]},
-    "reasoning": {"images": ["1.png", "2.png"], "statement": "both are red", "truth": True},
-}
+TASKS = ("vqa", "caption", "retrieval", "clip", "reasoning")
 
 
 @pytest.fixture(scope="module")
@@ -35,101 +26,7 @@ def codec():
     return TextCodec(build_tokenizer(), "enc", 12)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    for name in ("1.png", "2.png"):
-        Image.new("RGB", (20, 12), "red").save(tmp_path / name)
-    return tmp_path
-
-
-def written(folder, *lines):
-    path = folder / "data.jsonl"
-    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def test_answers_of_a_question_weigh_together_one(folder):
-    (example,) = read_manifest(written(folder, LINES["vqa"]), "vqa")
-    assert example.text == "what?" and dict(example.answers) == {"red": 0.75, "blue": 0.25}
-    line = LINES["vqa"] | {"truth": ["red", {"answer": "rot", "weight": 0.3}]}
-    (example,) = read_manifest(written(folder, line), "vqa")
-    assert dict(example.answers) == {"red": 0.5, "rot": 0.3}
-    (example,) = read_manifest(written(folder, LINES["vqa"] | {"truth": "red"}), "vqa")
-    assert example.answers == (("red", 1.0),)
-
-
-def test_every_caption_is_an_example_of_its_picture(folder):
-    other = {"images": ["2.png"], "truth": ["a hat"]}
-    examples = read_manifest(written(folder, LINES["caption"], "\n", other, LINES["caption"]), "caption")
-    assert [example.text for example in examples[:3]] == ["a red star", "one star", "a hat"]
-    assert [example.key for example in examples] == [0, 0, 1, 0, 0]
-
-
-def test_right_texts_and_images_make_pairs(folder):
-    texts = read_manifest(written(folder, LINES["retrieval"]), "retrieval")
-    assert [example.text for example in texts] == ["a red star", "one star"]
-    images = {"images": ["1.png", "2.png"], "text": "red", "truth": [1]}
-    (pair,) = read_manifest(written(folder, images), "clip")
-    assert pair.pictures[0].path.name == "2.png"
-    assert len(read_manifest(written(folder, {**images, "truth": [0, 1]}), "clip")) == 2
-
-
-def test_a_statement_is_about_two_pictures(folder):
-    (example,) = read_manifest(written(folder, LINES["reasoning"]), "reasoning")
-    assert example.label is True and [p.path.name for p in example.pictures] == ["1.png", "2.png"]
-    assert example.pictures[0].open().size == (20, 12)
-
-
-@pytest.mark.parametrize("task", LINES)
-def test_what_trains_also_evaluates(folder, task):
-    line = LINES[task] | ({"truth": "red"} if task == "vqa" else {})
-    path = written(folder, line)
-    assert len(read_manifest(path, task)) >= 1 and len(read_evaluation(path, task)) == 1
-
-
-@pytest.mark.parametrize(
-    ("task", "line", "message"),
-    [
-        ("vqa", "{", "not JSON"),
-        ("vqa", "[]", "must be an object"),
-        ("vqa", LINES["vqa"] | {"images": ["none.png"]}, "there is no image .*none.png"),
-        ("vqa", LINES["vqa"] | {"images": [7]}, "must be a path"),
-        ("vqa", LINES["vqa"] | {"images": []}, "1 paths, got 0"),
-        ("vqa", {"images": ["1.png"], "truth": "x"}, "no 'question'"),
-        ("vqa", LINES["vqa"] | {"truth": []}, "no answers"),
-        ("vqa", LINES["vqa"] | {"truth": [""]}, "not empty"),
-        ("vqa", LINES["vqa"] | {"truth": [{"answer": "x", "weight": -1}]}, "above 0"),
-        ("vqa", LINES["vqa"] | {"truth": [{"answer": "x", "wait": 1}]}, "unknown 'wait'"),
-        ("vqa", LINES["vqa"] | {"colour": 1}, "unknown 'colour'"),
-        ("caption", {"images": ["1.png"], "truth": "one"}, "a list of captions"),
-        ("clip", LINES["clip"] | {"truth": [1]}, "places in 0..0"),
-        ("clip", {"images": ["1.png", "2.png"], "texts": ["a", "b"]}, "1 paths, got 2"),
-        ("reasoning", LINES["reasoning"] | {"truth": "yes"}, "true or false"),
-        ("reasoning", LINES["reasoning"] | {"images": ["1.png"]}, "2 paths, got 1"),
-    ],
-)
-def test_a_line_that_is_wrong_is_named(folder, task, line, message):
-    path = written(folder, LINES[task], line)
-    with pytest.raises(ConfigError, match=message) as error:
-        read_manifest(path, task)
-    assert f"{path}:2" in str(error.value)
-
-
-def test_a_manifest_that_is_not_there_or_empty_is_refused(folder):
-    with pytest.raises(ConfigError, match="no manifest"):
-        read_manifest(folder / "none.jsonl", "vqa")
-    with pytest.raises(ConfigError, match="no examples"):
-        read_manifest(written(folder, "\n"), "vqa")
-
-
-def test_a_file_that_is_no_picture_names_its_line(folder):
-    (folder / "1.png").write_text("hello")
-    (example,) = read_manifest(written(folder, LINES["clip"]), "clip")
-    with pytest.raises(ConfigError, match=r"data.jsonl:1: .*1.png.* does not open"):
-        example.pictures[0].open()
-
-
-@pytest.mark.parametrize("task", LINES)
+@pytest.mark.parametrize("task", TASKS)
 def test_scenes_are_examples_of_every_task(task):
     scenes = ShapesExamples(task, 6, "validation")
     examples, again = list(scenes), ShapesExamples(task, 6, "validation")[0]
@@ -144,7 +41,7 @@ def batches_of(examples, task, codec, size=2, **options):
     return ExampleBatches(examples, task, codec, GEOMETRY, size, start_id=9, **options)
 
 
-@pytest.mark.parametrize("task", LINES)
+@pytest.mark.parametrize("task", TASKS)
 def test_batches_are_a_function_of_their_index(codec, task):
     examples = ShapesExamples(task, 5)
     data = batches_of(examples, task, codec, augmentation=Augmentation(), seed=3)
@@ -221,6 +118,12 @@ def test_held_out_examples_are_requests_with_truths():
     assert HeldOut(ShapesExamples("vqa", 3), "vqa")[0].fields["question"].endswith("?")
     assert HeldOut(ShapesExamples("caption", 3), "caption", "a ")[0].fields == {"prompt": "a "}
     assert isinstance(HeldOut(ShapesExamples("reasoning", 3), "reasoning")[0].truth, bool)
+    picture = (PictureArray(np.zeros((16, 16, 3), np.uint8)),)
+    said = Example(picture, "what?", (("red", 0.6), ("blue", 0.4)), references=("red",) * 6 + ("blue",) * 4)
+    assert HeldOut([said], "vqa")[0].truth == said.references
+    assert HeldOut([replace(said, references=())], "vqa")[0].truth == "red"
+    captioned = Example(picture, "a hat", references=("A hat.", "One hat"))
+    assert HeldOut([captioned], "caption")[0].truth == ("A hat.", "One hat")
     ranked = HeldOut(ShapesExamples("clip", 30), "clip", candidates=4)[2]
     assert len(set(ranked.fields["texts"])) == 4 and ranked.truth == (0,)
     assert ranked.fields["texts"][0] == ShapesExamples("clip", 30)[2].text

@@ -1,0 +1,1 @@
+"""Readers of public benchmarks' own annotation files: their entries as records."""
