@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from madtp_core.flops import greedy_passes
 from madtp_core.tokens import Tokens
 
 Cache = list[tuple[Tensor, Tensor]]  # one key, value [B, L, H, D] a block
+_LABEL_SMOOTHING: Final = 0.1  # of the original BLIP's decoder
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,16 @@ class Decoded:
     """One generated or ranked text.
 
     token_ids: without prompt, start and end tokens. score: mean log-probability of the emitted tokens, the
-    end token included where it was emitted. passes: (new tokens, attended tokens) of each decoder pass spent
-    on it. padded_passes: the same with what its batch added, as steps after its end or padding.
+    end token included where it was emitted; of a shortlist, see there. passes: (new tokens, attended tokens)
+    of each decoder pass spent on it. padded_passes: the same with what its batch added, as steps after its
+    end or padding. place: of a candidate, among those given.
     """
 
     token_ids: tuple[int, ...]
     score: float
     passes: tuple[tuple[int, int], ...]
     padded_passes: tuple[tuple[int, int], ...]
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Search:
 
     beams: 1 takes the likeliest token at every step. min_new_tokens: no end before so many. prompt: token ids
     behind the start token that the text continues; they are not part of it. candidates: score these texts
-    instead of writing one.
+    instead of writing one. shortlist: only so many of them, see `rank_shortlist`; None all.
     """
 
     max_new_tokens: int
@@ -52,6 +55,7 @@ class Search:
     min_new_tokens: int = 0
     prompt: tuple[int, ...] = ()
     candidates: Sequence[Sequence[int]] | None = None
+    shortlist: int | None = None
 
 
 class TextDecoder:
@@ -99,7 +103,7 @@ class TextDecoder:
 
 
 def decode(decoder: TextDecoder, memory: Memory, searches: Sequence[Search]) -> list[list[Decoded]]:
-    """One search a memory: its candidates in the given order, or the one text written.
+    """One search a memory: its candidates (a shortlist, or all in the given order), or the one text written.
 
     Greedy searches of the same lengths run as one batch.
     """
@@ -107,7 +111,10 @@ def decode(decoder: TextDecoder, memory: Memory, searches: Sequence[Search]) -> 
     alike: dict[tuple[int, int, int], list[int]] = defaultdict(list)
     for row, search in enumerate(searches):
         longest, shortest, prompt = search.max_new_tokens, search.min_new_tokens, search.prompt
-        if search.candidates is not None:
+        if search.candidates is not None and search.shortlist is not None:
+            wanted = search.shortlist
+            results[row] = rank_shortlist(decoder, memory, row, search.candidates, wanted, prompt)
+        elif search.candidates is not None:
             results[row] = rank(decoder, memory, row, search.candidates, prompt)
         elif search.beams > 1:
             results[row] = [beam_search(decoder, memory, row, search.beams, longest, shortest, prompt)]
@@ -169,20 +176,72 @@ def rank(
     prompt: Sequence[int] = (),
 ) -> list[Decoded]:
     """Score each candidate about one memory by its mean token log-probability, in the given order."""
+    totals = _likelihoods(decoder, memory, row, candidates, prompt)
+    scores = [total / (len(ids) + 1) for ids, total in zip(candidates, totals, strict=True)]
+    return _ranked(candidates, scores, len(prompt))
+
+
+def rank_shortlist(
+    decoder: TextDecoder,
+    memory: Memory,
+    row: int,
+    candidates: Sequence[Sequence[int]],
+    wanted: int,
+    prompt: Sequence[int] = (),
+) -> list[Decoded]:
+    """Score the `wanted` candidates whose first token is likeliest, in the order of that likelihood.
+
+    A score is the log-likelihood of the whole text, not its mean, smoothed as in training. Candidates whose
+    first tokens are equally likely stay in their order. Source: `rank_answer` of the original BLIP, where
+    `wanted` is `k_test`, and the label-smoothed loss of its decoder that it ranks by (med.py).
+    """
+    device = memory.keys[0].device
+    start = torch.tensor([[decoder.start_id, *prompt]], device=device)
+    logits, _ = decoder.forward(start, memory.read_by(torch.tensor([row], device=device)))
+    firsts = torch.tensor([ids[0] for ids in candidates], device=device)
+    places = logits[0, -1, firsts].sort(descending=True, stable=True).indices[:wanted].tolist()
+    chosen = [candidates[place] for place in places]
+    totals = _likelihoods(decoder, memory, row, chosen, prompt, _LABEL_SMOOTHING)
+    ranked = _ranked(chosen, totals, len(prompt))
+    chose, best = (
+        (start.shape[1], start.shape[1]),
+        ranked[0],
+    )  # the pass that chose goes to the first's account
+    ranked[0] = replace(best, passes=(chose, *best.passes), padded_passes=(chose, *best.padded_passes))
+    return [replace(one, place=place) for place, one in zip(places, ranked, strict=True)]
+
+
+def _likelihoods(
+    decoder: TextDecoder,
+    memory: Memory,
+    row: int,
+    candidates: Sequence[Sequence[int]],
+    prompt: Sequence[int],
+    label_smoothing: float = 0.0,
+) -> list[float]:
+    """The sum over each candidate's tokens, its end included, of their log-probabilities."""
     device = memory.keys[0].device
     texts = [[decoder.start_id, *prompt, *ids, decoder.end_id] for ids in candidates]
     longest, given = max(len(text) for text in texts), len(prompt)
     padded = torch.tensor([text + [decoder.end_id] * (longest - len(text)) for text in texts], device=device)
     readers = torch.full((len(texts),), row, device=device)
     logits, _ = decoder.forward(padded[:, :-1], memory.read_by(readers))
-    log_probs = -F.cross_entropy(logits.transpose(1, 2), padded[:, 1:], reduction="none")[:, given:]  # [R, L]
+    losses = F.cross_entropy(
+        logits.transpose(1, 2), padded[:, 1:], reduction="none", label_smoothing=label_smoothing
+    )[:, given:]  # [R, L]
     lengths = torch.tensor([len(ids) + 1 for ids in candidates], device=device)
-    real = torch.arange(log_probs.shape[1], device=device) < lengths.unsqueeze(1)
-    scores = ((log_probs * real).sum(1) / lengths).tolist()
-    ran = ((longest - 1, longest - 1),)
+    real = torch.arange(losses.shape[1], device=device) < lengths.unsqueeze(1)
+    totals: list[float] = (-losses * real).sum(1).tolist()
+    return totals
+
+
+def _ranked(candidates: Sequence[Sequence[int]], scores: Sequence[float], given: int) -> list[Decoded]:
+    """Candidates that were read in one pass behind so many tokens of a prompt."""
+    lengths = [1 + given + len(ids) for ids in candidates]
+    ran = ((max(lengths), max(lengths)),)
     return [
-        Decoded(tuple(ids), score, ((len(text) - 1, len(text) - 1),), ran)
-        for ids, text, score in zip(candidates, texts, scores, strict=True)
+        Decoded(tuple(ids), score, ((length, length),), ran, place)
+        for place, (ids, score, length) in enumerate(zip(candidates, scores, lengths, strict=True))
     ]
 
 

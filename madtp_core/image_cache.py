@@ -20,7 +20,7 @@ Key = tuple[bytes, float]
 
 
 @dataclass(frozen=True, eq=False)
-class _Image:
+class EncodedImage:
     """One encoded image: hidden [n, C], position and size [n], counts [3, blocks]: in, needed, kept."""
 
     hidden: Tensor
@@ -32,6 +32,16 @@ class _Image:
     @property
     def bytes(self) -> int:
         return sum(part.nbytes for part in (self.hidden, self.position, self.size, self.counts))
+
+    def to(self, device: torch.device | str) -> EncodedImage:
+        """The same image in the memory of a device."""
+        return EncodedImage(
+            self.hidden.to(device),
+            self.position.to(device),
+            self.size.to(device),
+            self.counts.to(device),
+            self.appends_merged,
+        )
 
 
 class ImageCache:
@@ -47,7 +57,7 @@ class ImageCache:
         self.bytes = 0
         self.hits = 0
         self.misses = 0
-        self._images: OrderedDict[Key, _Image] = OrderedDict()
+        self._images: OrderedDict[Key, EncodedImage] = OrderedDict()
 
     def encode(self, encode: Encode, pixel_values: Tensor, pruning: Pruning | None) -> Encoded:
         """What `encode` gives for pixel_values [B, 3, height, width]; images that are alike run once."""
@@ -60,10 +70,10 @@ class ImageCache:
         self.misses += len(new)
         if new:
             rows = torch.tensor(list(new.values()), device=pixel_values.device)
-            found |= zip(new, _split(encode(pixel_values[rows], _of_rows(pruning, rows))), strict=True)
+            found |= zip(new, split_images(encode(pixel_values[rows], _of_rows(pruning, rows))), strict=True)
         for key in dict.fromkeys(keys):
             self._keep(key, found[key])
-        return _joined([found[key] for key in keys], is_packed=pruning is not None)
+        return join_images([found[key] for key in keys], is_packed=pruning is not None)
 
     def summary(self) -> dict[str, int]:
         """How full it is and how often it helped, as plain JSON values."""
@@ -75,7 +85,7 @@ class ImageCache:
             "misses": self.misses,
         }
 
-    def _keep(self, key: Key, image: _Image) -> None:
+    def _keep(self, key: Key, image: EncodedImage) -> None:
         if key in self._images:
             self._images.move_to_end(key)
             return
@@ -100,14 +110,14 @@ def _of_rows(pruning: Pruning | None, rows: Tensor) -> Pruning | None:
     return replace(pruning, prune_temperature=temperature[rows.to(temperature.device)])
 
 
-def _split(encoded: Encoded) -> list[_Image]:
+def split_images(encoded: Encoded) -> list[EncodedImage]:
     """Every row by itself, in memory of its own: a view would keep the whole batch."""
     tokens = encoded.tokens
     lengths = tokens.row_lengths()
     hidden = torch.split(tokens.hidden, lengths) if tokens.is_packed else tokens.hidden.unbind()
     counts = torch.stack([encoded.tokens_in, encoded.needed, encoded.kept])  # [3, blocks, B]
     return [
-        _Image(
+        EncodedImage(
             hidden[row][:length].clone(),
             tokens.position[row, :length].clone(),
             tokens.size[row, :length].clone(),
@@ -118,8 +128,8 @@ def _split(encoded: Encoded) -> list[_Image]:
     ]
 
 
-def _joined(images: Sequence[_Image], *, is_packed: bool) -> Encoded:
-    """The rows as one batch again: the inverse of `_split`, dense rows padded, others packed."""
+def join_images(images: Sequence[EncodedImage], *, is_packed: bool) -> Encoded:
+    """The rows as one batch again: the inverse of `split_images`, dense rows padded, others packed."""
     lengths = torch.tensor([len(image.hidden) for image in images], device=images[0].hidden.device)
     mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths.unsqueeze(1)
     position = pad_sequence([image.position for image in images], batch_first=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -49,3 +50,14 @@ def prune_temperature(model: PrunedModel, args: argparse.Namespace, batch_size: 
             *(args.flops_ratio, args.keep_mode, batch_size, low, high),
         )
     return setting.prune_temperature
+
+
+def field_of(text: str) -> tuple[str, object]:
+    """Name and value of NAME=VALUE, a value that is JSON or else a text; raises ConfigError."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--field must be NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from madtp_core.cli.options import DEMO_CHECKPOINT, add_cost_options, prune_temperature
+from madtp_core.cli.options import DEMO_CHECKPOINT, add_cost_options, field_of, prune_temperature
 from madtp_core.errors import ConfigError
 
 
@@ -45,7 +45,7 @@ def _predict(args: argparse.Namespace) -> int:
 
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size is {args.batch_size}, but must be at least 1")
-    requests = read_requests(args.source, dict(_field(text) for text in args.field))
+    requests = read_requests(args.source, dict(field_of(text) for text in args.field))
     done = answered_keys(args.out)
     left = [request for request in requests if request.key not in done]
     model = load_model(args.checkpoint, device=args.device, dtype=getattr(torch, args.dtype))
@@ -71,13 +71,3 @@ def _predict(args: argparse.Namespace) -> int:
             bar.update(len(records))
     print(f"{args.out}: {len(left)} answered now, {errors} of them with an error; {len(requests)} in all")
     return 0
-
-
-def _field(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--field must be NAME=VALUE, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value

@@ -5,8 +5,10 @@ task's score.
 """
 
 from madtp_core.evaluate.gallery import Gallery, evaluate_gallery
-from madtp_core.evaluate.manifest import read_manifest
+from madtp_core.evaluate.outlay import Outlay
 from madtp_core.evaluate.paired import Paired, compare, read_outcomes, write_outcomes
+from madtp_core.evaluate.read import read_gallery, read_manifest, read_samples
+from madtp_core.evaluate.records import Journal
 from madtp_core.evaluate.run import Evaluation, Progress, evaluate, predict
 from madtp_core.evaluate.samples import Sample
 from madtp_core.evaluate.scores import MEASURES
@@ -17,6 +19,8 @@ __all__ = [
     "MIXES",
     "Evaluation",
     "Gallery",
+    "Journal",
+    "Outlay",
     "Paired",
     "Progress",
     "Sample",
@@ -25,8 +29,10 @@ __all__ = [
     "evaluate",
     "evaluate_gallery",
     "predict",
+    "read_gallery",
     "read_manifest",
     "read_outcomes",
+    "read_samples",
     "shapes_gallery",
     "write_outcomes",
 ]

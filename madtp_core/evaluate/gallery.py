@@ -1,27 +1,32 @@
 """Retrieval over a gallery in both directions: an index of embeddings, then the best of them matched.
 
-Source of the protocol: the original BLIP's `evaluation` in train_retrieval.py (its `k_test` is our `rerank`).
-Here both stages are requests to the served path: embeddings make the index, ranking requests match.
+Source of the protocol: the original BLIP's `evaluation` and `itm_eval` in train_retrieval.py (its `k_test` is
+our `rerank`). Where nothing ties the recalls equal its own; candidates that tie are counted by chance, where
+it takes them as sorting leaves them. It ranks what was not matched in no order, we by similarity: recall at k
+differs where `rerank` is less than k.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from madtp_core.evaluate.outlay import Outlay
 from madtp_core.evaluate.recall import recall_at
-from madtp_core.evaluate.run import Evaluation, Outlay, Progress, predict
-from madtp_core.evaluate.samples import Picture, Sample
+from madtp_core.evaluate.records import Journal, Record, finished
+from madtp_core.evaluate.run import Evaluation, Progress
+from madtp_core.evaluate.samples import Picture
 from madtp_core.evaluate.scores import MEASURES, RECALL_AT, recall_outcomes
 from madtp_core.images import preprocess_image
 from madtp_core.pruning import MAX_KEEP
 from madtp_core.tasks.embedding import Embedding, EmbeddingModel
 from madtp_core.tasks.ranking import Candidate
+from madtp_core.tasks.retrieval_index import RetrievalIndex, Search
 
 IMAGE_TO_TEXT: Final = "image_to_text"
 TEXT_TO_IMAGE: Final = "text_to_image"
@@ -52,50 +57,71 @@ def evaluate_gallery(
     rerank: int = 16,
     text_queries: int | None = None,
     on_batch: Progress | None = None,
+    journal: Journal | None = None,
 ) -> Evaluation:
     """Find texts for every image, and images for text_queries texts (None: all), evenly spaced.
 
     Groups are both directions beside the images' own. BLIP matches the `rerank` most similar candidates, and
-    an outlay is that of the ranking request; CLIP matches none, and it is that of the query's embedding. What
-    building the index cost stands in `whole`.
+    an outlay is that of the ranking request, its images and texts encoded too; CLIP matches none, and it is
+    that of the query's embedding. What building the index cost stands in `whole`. journal: as of `evaluate`;
+    the index is built anew.
     """
-    options: dict[str, Any] = {"prune_temperature": prune_temperature, "keep_mode": keep_mode}
-
-    def embedded(of: Callable[..., list[Embedding]], what: Sequence[Any]) -> list[Embedding]:
-        found = []
-        for batch in _batches(what, batch_size):
-            found += of(batch, **options)
-            _tell(on_batch, len(batch))
-        return found
-
-    def embed_pictures(batch: Sequence[Picture], **options: Any) -> list[Embedding]:
-        pixels = [preprocess_image(Image.fromarray(each), model.image_geometry) for each in batch]
-        return model.embed_images(pixels, **options)
-
-    images, texts = embedded(embed_pictures, gallery.pictures), embedded(model.embed_texts, gallery.texts)
-    similar = np.stack([one.values for one in images]) @ np.stack([one.values for one in texts]).T
-    searches = _searches(gallery, similar, text_queries)
-    outlays = [Outlay.of((images if s.is_image else texts)[s.number].spent) for s in searches]
-    scores = [s.similarities.astype(np.float64) for s in searches]
-    if model.task == "retrieval" and rerank:
-        for rows in _batches(range(len(searches)), batch_size):
-            shown = [_most_similar(scores[row], rerank) for row in rows]
-            asked = [_request(gallery, searches[row], best) for row, best in zip(rows, shown, strict=True)]
-            for row, best, answer in zip(rows, shown, predict(model, asked, **options), strict=True):
-                scores[row] = _matched_first(scores[row], best, answer.ranked)
-                outlays[row] = Outlay.of(answer.spent)
-            _tell(on_batch, len(rows))
-    recalls = [
-        [recall_at(k, values, search.right) for k in RECALL_AT]
-        for search, values in zip(searches, scores, strict=True)
-    ]
-    return Evaluation(
+    index = RetrievalIndex(model, prune_temperature=prune_temperature, keep_mode=keep_mode)
+    for pictures in _batches(gallery.pictures, batch_size):
+        index.add_images([preprocess_image(Image.fromarray(one), model.image_geometry) for one in pictures])
+        _tell(on_batch, len(pictures))
+    for texts in _batches(gallery.texts, batch_size):
+        index.add_texts(texts)
+        _tell(on_batch, len(texts))
+    images, texts_ = (np.stack([one.values for one in each]) for each in (index.images, index.texts))
+    searches = _searches(gallery, images @ texts_.T, text_queries)
+    records = [] if journal is None else finished(journal, len(searches), batch_size)
+    _tell(on_batch, len(records))
+    for batch in _batches(searches[len(records) :], batch_size):
+        new = _searched(index, batch, rerank)
+        records += new
+        if journal is not None:
+            journal.add(new)
+        _tell(on_batch, len(new))
+    evaluation = Evaluation(
         MEASURES[model.task],
-        recall_outcomes(recalls),
-        tuple(search.groups for search in searches),
-        tuple(outlays),
-        _whole(gallery, [*images, *texts]),
+        recall_outcomes([record.said for record in records]),
+        tuple(record.groups for record in records),
+        tuple(record.outlay for record in records),
     )
+    whole = {**_whole(gallery, [*index.images, *index.texts]), **_mean_recalls(evaluation)}
+    return replace(evaluation, whole=whole)
+
+
+def _searched(index: RetrievalIndex, searches: Sequence[_Search], rerank: int) -> list[Record]:
+    """Recalls of some searches and what each took."""
+    scores = [search.similarities.astype(np.float64) for search in searches]
+    outlays = [(index.images if s.is_image else index.texts)[s.number].spent for s in searches]
+    if rerank and index.can_match:
+        shown = [_most_similar(values, rerank) for values in scores]
+        answers = index.match([search.pairs(best) for search, best in zip(searches, shown, strict=True)])
+        outlays = [answer.spent for answer in answers]
+        rows = zip(scores, shown, answers, strict=True)
+        scores = [_matched_first(values, best, answer.ranked) for values, best, answer in rows]
+    return [
+        Record(
+            None,
+            [recall_at(k, values, search.right) for k in RECALL_AT],
+            None,
+            search.groups,
+            Outlay.of(spent),
+        )
+        for search, values, spent in zip(searches, scores, outlays, strict=True)
+    ]
+
+
+def _mean_recalls(evaluation: Evaluation) -> dict[str, float]:
+    """BLIP's r_mean: of recall at 1, 5 and 10 by direction, and of both."""
+    means = {
+        f"r_mean/{way}": float(np.mean([evaluation.mean(way, f"recall_at_{k}") for k in RECALL_AT]))
+        for way in (IMAGE_TO_TEXT, TEXT_TO_IMAGE)
+    }
+    return {**means, "r_mean": float(np.mean(list(means.values())))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +133,10 @@ class _Search:
     similarities: NDArray[np.float32]
     right: NDArray[np.bool_]
     groups: tuple[str, ...]
+
+    def pairs(self, candidates: Sequence[int]) -> Search:
+        """The query and its candidates, as images and texts."""
+        return ([self.number], candidates) if self.is_image else (candidates, [self.number])
 
 
 def _searches(gallery: Gallery, similar: NDArray[np.float32], text_queries: int | None) -> list[_Search]:
@@ -121,14 +151,6 @@ def _searches(gallery: Gallery, similar: NDArray[np.float32], text_queries: int 
         for column in asked.tolist()
     ]
     return of_images + of_texts
-
-
-def _request(gallery: Gallery, search: _Search, candidates: Sequence[int]) -> Sample:
-    if search.is_image:
-        texts = tuple(gallery.texts[column] for column in candidates)
-        return Sample((gallery.pictures[search.number],), {"texts": texts})
-    pictures = tuple(gallery.pictures[row] for row in candidates)
-    return Sample(pictures, {"text": gallery.texts[search.number]})
 
 
 def _most_similar(similarities: NDArray[np.float64], wanted: int) -> list[int]:
@@ -149,11 +171,13 @@ def _matched_first(
 
 
 def _whole(gallery: Gallery, index: Sequence[Embedding]) -> dict[str, float]:
-    costs = [one.spent.cost for one in index]
+    outlays = [Outlay.of(one.spent) for one in index]
     return {
         "gallery_images": len(gallery.pictures),
         "gallery_texts": len(gallery.texts),
-        "flops_ratio/index": sum(cost.flops for cost in costs) / sum(cost.dense_flops for cost in costs),
+        "flops_ratio/index": sum(one.flops for one in outlays) / sum(one.dense_flops for one in outlays),
+        "gmacs/index": sum(one.gmacs for one in outlays),
+        "dense_gmacs/index": sum(one.dense_gmacs for one in outlays),
     }
 
 

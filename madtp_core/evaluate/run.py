@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 
+from madtp_core.evaluate.outlay import Outlay
+from madtp_core.evaluate.records import Journal, Record, finished
 from madtp_core.evaluate.samples import Sample, plain_task_of, query_of
-from madtp_core.evaluate.scores import MEASURES, score
+from madtp_core.evaluate.scores import MEASURES, judge, said
 from madtp_core.pruning import MAX_KEEP
 from madtp_core.tasks.base import PrunedModel
-from madtp_core.tasks.cost import Spent
 
 ALL: Final = "all"
+PERCENTILES: Final = (50, 95)
+_READERS: Final = 4  # threads that open and resize pictures
 BANDS: Final = ("easy", "middle", "hard")
 Progress = Callable[[int], object]  # told how many samples were just done
-
-
-@dataclass(frozen=True)
-class Outlay:
-    """What one sample took: operations, and tokens over all blocks of all its sequences."""
-
-    flops: int
-    dense_flops: int
-    needed_tokens: int
-    kept_tokens: int
-    dense_tokens: int
-
-    @classmethod
-    def of(cls, spent: Spent) -> Outlay:
-        """Summed up from what the model says of a request."""
-        traces = [trace for each in spent.traces.values() for trace in each]
-        return cls(
-            spent.cost.flops,
-            spent.cost.dense_flops,
-            sum(sum(trace.needed) for trace in traces),
-            sum(sum(trace.kept) for trace in traces),
-            sum(trace.dense * len(trace.kept) for trace in traces),
-        )
 
 
 @dataclass(frozen=True)
@@ -47,7 +28,8 @@ class Evaluation:
     """Outcomes and outlays, sample by sample.
 
     measure: the one that speaks for the task. outcomes: by measure, empty without labels. groups: of every
-    sample, besides `all`. whole: figures that only the whole has.
+    sample, besides `all`. whole: figures that only the whole has. notes: on how figures were made, or why one
+    is missing. records: the answers themselves, none of a gallery.
     """
 
     measure: str
@@ -55,6 +37,8 @@ class Evaluation:
     groups: tuple[tuple[str, ...], ...]
     outlays: tuple[Outlay, ...]
     whole: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    records: tuple[Record, ...] = ()
 
     def mean(self, group: str = ALL, measure: str | None = None) -> float | None:
         """The mean outcome of a group by a measure, the task's own if None; None without labels."""
@@ -68,6 +52,26 @@ class Evaluation:
     def token_density(self, group: str = ALL) -> float:
         """Tokens kept over tokens of dense runs."""
         return self._share("kept_tokens", "dense_tokens", group)
+
+    def branch_densities(self) -> dict[str, float]:
+        """Tokens kept over tokens of dense runs, by kind of sequence: `vision`, `text`, `match`."""
+        totals: dict[str, list[int]] = {}
+        for outlay in self.outlays:
+            for kind, counts in outlay.tokens.items():
+                total = totals.setdefault(kind, [0, 0])
+                total[0] += counts.kept
+                total[1] += counts.dense
+        return {kind: kept / dense for kind, (kept, dense) in totals.items()}
+
+    def gmacs(self) -> dict[str, float]:
+        """Multiply-adds of a request in thousand millions, spent and dense: mean and percentiles."""
+        figures = {}
+        for name in ("gmacs", "dense_gmacs"):
+            values = [getattr(outlay, name) for outlay in self.outlays]
+            figures[f"{name}/mean"] = float(np.mean(values))
+            percentiles = np.percentile(values, PERCENTILES).tolist()
+            figures |= {f"{name}/p{at}": value for at, value in zip(PERCENTILES, percentiles, strict=True)}
+        return figures
 
     def keep_efficiency(self, group: str = ALL) -> float:
         """Tokens needed over tokens kept."""
@@ -90,6 +94,8 @@ class Evaluation:
             **{name: mean for name, mean in means.items() if mean is not None},
             **self.whole,
             **{name: cost() for name, cost in costs.items()},
+            **self.gmacs(),
+            **{f"token_density/{kind}": density for kind, density in self.branch_densities().items()},
             **{
                 f"{name}/{band}": cost(band)
                 for name, cost in costs.items()
@@ -116,19 +122,66 @@ def evaluate(
     prune_temperature: float = 0.0,
     keep_mode: str = MAX_KEEP,
     on_batch: Progress | None = None,
+    journal: Journal | None = None,
+    official: bool = False,
 ) -> Evaluation:
-    """Ask the model about every sample, in batches and in their order; prune_temperature 0 runs dense."""
-    truths, groups, answers = [], [], []
-    for start in range(0, len(samples), batch_size):
-        batch = [samples[row] for row in range(start, min(start + batch_size, len(samples)))]
-        answers += predict(model, batch, prune_temperature=prune_temperature, keep_mode=keep_mode)
-        truths += [sample.truth for sample in batch]
-        groups += [sample.groups for sample in batch]
+    """Ask the model about every sample, in batches and in their order; prune_temperature 0 runs dense.
+
+    journal: keeps what was answered after every batch, and knows what need not be asked again. official:
+    captions are judged as COCO's script does, which starts Java programs.
+    """
+    records: list[Record] = [] if journal is None else finished(journal, len(samples), batch_size)
+    if on_batch is not None and records:
+        on_batch(len(records))
+    for batch in _read_ahead(model, samples, len(records), batch_size):
+        answers = plain_task_of(model).predict(
+            model, [query for _, query in batch], prune_temperature=prune_temperature, keep_mode=keep_mode
+        )
+        new = [
+            _record(model.task, sample, answer) for (sample, _), answer in zip(batch, answers, strict=True)
+        ]
+        records += new
+        if journal is not None:
+            journal.add(new)
         if on_batch is not None:
-            on_batch(len(batch))
-    scores = score(model.task, truths, answers)
-    outlays = tuple(Outlay.of(answer.spent) for answer in answers)
-    return Evaluation(MEASURES[model.task], scores.outcomes, tuple(groups), outlays, scores.whole)
+            on_batch(len(new))
+    truths, sayings = [record.truth for record in records], [record.said for record in records]
+    scores = judge(model.task, truths, sayings, official=official)
+    return Evaluation(
+        MEASURES[model.task],
+        scores.outcomes,
+        tuple(record.groups for record in records),
+        tuple(record.outlay for record in records),
+        scores.whole,
+        scores.notes,
+        tuple(records),
+    )
+
+
+def _read_ahead(
+    model: PrunedModel, samples: Sequence[Sample], first: int, batch_size: int
+) -> Iterator[list[tuple[Sample, Any]]]:
+    """The samples from the first on with their queries, batch by batch; while one runs, the next is read."""
+
+    def read(row: int) -> tuple[Sample, Any]:
+        sample = samples[row]
+        return replace(sample, pictures=()), query_of(model, sample)
+
+    batches = [
+        range(len(samples))[start : start + batch_size] for start in range(first, len(samples), batch_size)
+    ]
+    with ThreadPoolExecutor(_READERS) as readers:
+        following = [readers.submit(read, row) for row in batches[0]] if batches else []
+        for place in range(len(batches)):
+            ready = [future.result() for future in following]
+            following = [
+                readers.submit(read, row) for batch in batches[place + 1 : place + 2] for row in batch
+            ]
+            yield ready
+
+
+def _record(task: str, sample: Sample, answer: Any) -> Record:
+    return Record(sample.id, said(task, answer), sample.truth, sample.groups, Outlay.of(answer.spent))
 
 
 def predict(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import numpy as np
@@ -25,14 +25,16 @@ class Sample:
     """One request as a client would send it.
 
     pictures: decoded, uint8 [H, W, 3] each. fields: everything else of the request, named as in the API.
-    truth: the answer (vqa, reasoning), the reference captions (caption) or the indices of right candidates
-    (retrieval, clip); None without a label. groups: what it is counted under besides `all`.
+    truth: the answer (vqa, reasoning), or several annotators' answers as a tuple (vqa), the reference
+    captions (caption) or the indices of right candidates (retrieval, clip); None without a label. groups:
+    what it is counted under besides `all`. id: the question's or image's in a benchmark, for its submissions.
     """
 
     pictures: tuple[Picture, ...]
     fields: Mapping[str, Any] = field(default_factory=dict)
     truth: Any = None
     groups: tuple[str, ...] = ()
+    id: int | str | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -58,6 +60,24 @@ class Samples(Sequence[Sample]):
         if isinstance(index, slice):
             return [self.sample(row) for row in range(*index.indices(len(self)))]
         return self.sample(index)
+
+
+@dataclass(frozen=True)
+class Asked(Samples):
+    """Samples that are asked with some fields of their own; wanted: only so many, evenly spaced, None all."""
+
+    samples: Sequence[Sample]
+    fields: Mapping[str, Any]
+    wanted: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples) if self.wanted is None else min(self.wanted, len(self.samples))
+
+    def sample(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
+        sample = self.samples[index * len(self.samples) // len(self)]
+        return replace(sample, fields={**sample.fields, **self.fields})
 
 
 def plain_task_of(model: PrunedModel) -> PlainTask:

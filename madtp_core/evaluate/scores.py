@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
-from madtp_core.errors import ConfigError
+from madtp_core.evaluate.captions import score_captions
 from madtp_core.evaluate.recall import recall_at
-from madtp_core.tasks.ranking import Candidate
+from madtp_core.evaluate.vqa_accuracy import soft_accuracy
 
 # The measure that speaks for a task: what a calibration calls accuracy.
 MEASURES: Final = {
@@ -26,53 +25,64 @@ RECALL_AT: Final = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Scores:
-    """Outcomes of every sample by measure, and figures that only the whole has."""
+    """Outcomes of every sample by measure, figures that only the whole has, and notes on their making."""
 
     outcomes: Mapping[str, tuple[float, ...]]
     whole: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def score(task: str, truths: Sequence[Any], answers: Sequence[Any]) -> Scores:
     """Judge the answers of a task; without labels, which all samples have or none, there are no outcomes."""
-    return Scores({}) if truths[0] is None else _SCORES[task](truths, answers)
+    return judge(task, truths, [said(task, answer) for answer in answers])
 
 
-def _exact(truths: Sequence[Any], answers: Sequence[Any]) -> Scores:
-    """1 for the very answer, else 0."""
-    right = tuple(float(answer.answer == truth) for truth, answer in zip(truths, answers, strict=True))
-    return Scores({"accuracy": right})
+def judge(task: str, truths: Sequence[Any], sayings: Sequence[Any], *, official: bool = False) -> Scores:
+    """As `score`, of what `said` keeps; official: captions as COCO's script judges them, which runs Java."""
+    if truths[0] is None:
+        return Scores({})
+    if task == "caption":
+        return Scores(*score_captions(truths, sayings, official=official))
+    return Scores(_OUTCOMES[task](truths, sayings))
 
 
-def _captions(truths: Sequence[Sequence[str]], answers: Sequence[Any]) -> Scores:
-    """CIDEr of every caption, whose mean is the corpus', and the corpus' BLEU-4.
+def said(task: str, answer: Any) -> Any:
+    """What is judged of an answer, as a JSON value.
 
-    Scored by pycocoevalcap. Its tokenizer is a Java program: instead, texts are lower-cased and cut into runs
-    of letters and digits, which for plain words equals it (it drops punctuation too).
+    A text (vqa, caption), true or false (reasoning), or of every candidate its index and its level, the
+    highest for the best and the same where they tie (retrieval, clip).
     """
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-    except ImportError as error:
-        raise ConfigError("scoring captions needs pycocoevalcap: install madtp-serve[evaluate]") from error
-    references = {number: [plain_words(text) for text in truth] for number, truth in enumerate(truths)}
-    written = {number: [plain_words(answer.caption)] for number, answer in enumerate(answers)}
-    _, cider = Cider().compute_score(references, written)
-    bleu, _ = Bleu(4).compute_score(references, written, verbose=0)
-    return Scores({"cider": tuple(map(float, cider))}, {"bleu_4": float(bleu[3])})
+    return _SAID[task](answer)
 
 
-def _choices(truths: Sequence[Sequence[int]], answers: Sequence[Any]) -> Scores:
-    """Recall among a request's own candidates."""
-    rows = [ranked_recalls(truth, answer.ranked) for truth, answer in zip(truths, answers, strict=True)]
-    return Scores(recall_outcomes(rows))
-
-
-def ranked_recalls(right: Sequence[int], ranked: Sequence[Candidate]) -> tuple[float, ...]:
-    """Recall at 1, 5 and 10 of one ranking; a matched candidate stands before any that was not."""
-    keys = [(candidate.itm is not None, candidate.score) for candidate in ranked]
+def _levels(answer: Any) -> list[list[int]]:
+    """A matched candidate stands before any that was not."""
+    keys = [(candidate.itm is not None, candidate.score) for candidate in answer.ranked]
     levels = {key: level for level, key in enumerate(sorted(set(keys)))}
-    is_right = np.array([candidate.index in right for candidate in ranked])
-    return tuple(recall_at(k, [levels[key] for key in keys], is_right) for k in RECALL_AT)
+    return [[one.index, levels[key]] for one, key in zip(answer.ranked, keys, strict=True)]
+
+
+def _answers(truths: Sequence[Any], sayings: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """1 for the very answer, else 0; against several annotators, VQA's official accuracy."""
+    pairs = zip(truths, sayings, strict=True)
+    right = (
+        float(one == truth) if isinstance(truth, str) else soft_accuracy(one, truth) for truth, one in pairs
+    )
+    return {"accuracy": tuple(right)}
+
+
+def _statements(truths: Sequence[bool], sayings: Sequence[bool]) -> dict[str, tuple[float, ...]]:
+    return {"accuracy": tuple(float(one == truth) for truth, one in zip(truths, sayings, strict=True))}
+
+
+def _choices(truths: Sequence[Any], sayings: Sequence[Any]) -> dict[str, tuple[float, ...]]:
+    """Recall among a request's own candidates."""
+    return recall_outcomes([_recalls(*row) for row in zip(truths, sayings, strict=True)])
+
+
+def _recalls(right: Sequence[int], levels: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+    is_right = np.array([index in right for index, _ in levels])
+    return tuple(recall_at(k, [level for _, level in levels], is_right) for k in RECALL_AT)
 
 
 def recall_outcomes(rows: Sequence[Sequence[float]]) -> dict[str, tuple[float, ...]]:
@@ -81,15 +91,16 @@ def recall_outcomes(rows: Sequence[Sequence[float]]) -> dict[str, tuple[float, .
     return {f"recall_at_{k}": tuple(column) for k, column in zip(RECALL_AT, columns, strict=True)}
 
 
-def plain_words(text: str) -> str:
-    """A text in lower case without punctuation, one space between words."""
-    return " ".join(re.findall(r"\w+", text.lower()))
-
-
-_SCORES: Final[Mapping[str, Callable[[Sequence[Any], Sequence[Any]], Scores]]] = {
-    "vqa": _exact,
-    "reasoning": _exact,
-    "caption": _captions,
+_SAID: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "vqa": lambda answer: answer.answer,
+    "reasoning": lambda answer: answer.answer,
+    "caption": lambda answer: answer.caption,
+    "retrieval": _levels,
+    "clip": _levels,
+}
+_OUTCOMES: Final[Mapping[str, Callable[[Sequence[Any], Sequence[Any]], dict[str, tuple[float, ...]]]]] = {
+    "vqa": _answers,
+    "reasoning": _statements,
     "retrieval": _choices,
     "clip": _choices,
 }

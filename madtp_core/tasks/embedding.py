@@ -102,13 +102,25 @@ class EmbeddingModel(PrunedModel):
         """Embed images, pixel values float32 [3, height, width] each; the other arguments as of `predict`."""
         if len(images) == 0:  # an array has no truth
             return []
+        return self.encode_images(images, prune_temperature=prune_temperature, keep_mode=keep_mode)[1]
+
+    @torch.inference_mode()
+    def encode_images(
+        self,
+        images: Sequence[NDArray[np.float32]],
+        *,
+        prune_temperature: float | Sequence[float],
+        keep_mode: str = MAX_KEEP,
+    ) -> tuple[Encoded, list[Embedding]]:
+        """What the tower leaves of at least one image, and the embeddings; arguments as of `embed_images`."""
         for pixel_values in images:
             self.check_image(pixel_values)
         pruning = self.batch_pruning(prune_temperature, len(images), keep_mode)
         pixels = torch.from_numpy(np.stack(images))
         encoded = self.encode_image(pixels, pruning.of(VISION) if pruning else None)
         vectors = self.network.image_embeddings(encoded)
-        return self._embeddings(vectors, [{VISION: (trace,)} for trace in whole_traces(encoded)], pruning)
+        traces: list[Traces] = [{VISION: (trace,)} for trace in whole_traces(encoded)]
+        return encoded, self._embeddings(vectors, traces, pruning)
 
     @torch.inference_mode()
     def embed_texts(

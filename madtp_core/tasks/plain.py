@@ -71,7 +71,7 @@ def _vqa_query(fields: Fields, pixels: Pixels) -> Any:
         pixel_values=pixels[0],
         question=fields["question"],
         candidates=None if candidates is None else tuple(candidates),
-        **_given(fields, "num_beams", "max_new_tokens"),
+        **_given(fields, "num_beams", "max_new_tokens", "shortlist"),
     )
 
 
@@ -82,10 +82,13 @@ def _vqa_shown(answer: Any) -> dict[str, Any]:
     return {"answer": answer.answer, "score": answer.score, "ranked": ranked}
 
 
+_CAPTION_OPTIONS = ("prompt", "num_beams", "max_new_tokens", "min_new_tokens")
+
+
 def _caption_query(fields: Fields, pixels: Pixels) -> Any:
     from madtp_core.tasks.caption import CaptionQuery
 
-    return CaptionQuery(pixels[0], **_given(fields, "prompt", "num_beams", "max_new_tokens"))
+    return CaptionQuery(pixels[0], **_given(fields, *_CAPTION_OPTIONS))
 
 
 def _caption_shown(answer: Any) -> dict[str, Any]:

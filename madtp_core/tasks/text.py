@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 from torch import Tensor
 
 from madtp_core.decoding import Decoded
 from madtp_core.errors import ConfigError
 
+_KNOWN_CANDIDATES: Final = 4  # lists of them that are tokenized once
+_TOKENIZING = threading.Lock()  # a tokenizer keeps how it pads as its state, which threads would share
 Outcome = tuple[str, float, tuple[tuple[str, float], ...] | None]  # text, score, ranked candidates
 
 
@@ -24,11 +28,21 @@ class TextCodec:
     def __init__(self, tokenizer: Any, encoder_first_token: str, max_text_tokens: int) -> None:
         self.tokenizer = tokenizer
         self.max_text_tokens = max_text_tokens
+        # A list of thousands of answers may come with every question.
+        self._ids_of = lru_cache(_KNOWN_CANDIDATES)(lambda texts: [self.answer_ids(text) for text in texts])
         self.first_id: int | None = None
         if encoder_first_token == "enc":
             self.first_id = tokenizer.convert_tokens_to_ids("[ENC]")
             if self.first_id in (None, tokenizer.unk_token_id):
                 raise ConfigError("encoder_first_token is 'enc', but the tokenizer has no [ENC] token")
+
+    def length(self, text: str) -> int:
+        """Tokens of a text, its first and last included."""
+        return len(self._encoded(text)["input_ids"])
+
+    def _encoded(self, texts: str | list[str], **options: Any) -> Any:
+        with _TOKENIZING:
+            return self.tokenizer(texts, verbose=False, **options)
 
     def texts(self, texts: Sequence[str], kind: str = "text") -> tuple[Tensor, Tensor]:
         """Token ids and mask [Q, L], right padded, [CLS] first; kind is what an error calls such a text.
@@ -37,7 +51,7 @@ class TextCodec:
         """
         if any(not text.strip() for text in texts):
             raise ConfigError(f"the {kind} is empty")
-        encoded = self.tokenizer(list(texts), padding=True, return_tensors="pt", verbose=False)
+        encoded = self._encoded(list(texts), padding=True, return_tensors="pt")
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         longest = int(mask.sum(1).max())
         if longest > self.max_text_tokens:
@@ -59,7 +73,7 @@ class TextCodec:
 
     def prompt_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of what a decoded text begins with, without special tokens; "" has none."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[int] = self._encoded(text, add_special_tokens=False)["input_ids"]
         if len(ids) >= self.max_text_tokens:
             raise ConfigError(
                 f"the prompt has {len(ids)} tokens, at most {self.max_text_tokens - 1} are allowed"
@@ -68,23 +82,23 @@ class TextCodec:
 
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of an answer without special tokens; raises ConfigError when there are none."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[int] = self._encoded(text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise ConfigError(f"the candidate {text!r} is empty")
         return ids
 
-    def candidate_ids(self, texts: Sequence[str], longest: int) -> list[list[int]]:
+    def candidate_ids(self, texts: Sequence[str], longest: int) -> Sequence[Sequence[int]]:
         """Token ids of the texts to rank; raises ConfigError for none at all, an empty or a too long one."""
         if not texts:
             raise ConfigError("candidates is empty; leave it out to generate a text")
-        ids = [self.answer_ids(text) for text in texts]
+        ids = self._ids_of(tuple(texts))
         if (length := max(map(len, ids))) > longest:
             raise ConfigError(f"a candidate has {length} tokens, at most {longest} are allowed")
         return ids
 
     def training_answers(self, texts: Sequence[str], start_id: int) -> Tensor:
         """Start token, answer, end token, then -100: [Q, A]."""
-        encoded = self.tokenizer(list(texts), padding=True, return_tensors="pt")
+        encoded = self._encoded(list(texts), padding=True, return_tensors="pt")
         ids: Tensor = encoded["input_ids"]
         ids[:, 0] = start_id
         return ids.masked_fill(encoded["attention_mask"] == 0, -100)
@@ -98,6 +112,6 @@ class TextCodec:
         """The text that a search found, its score, and all candidates with theirs, best first."""
         if candidates is None:
             return self.text(decoded[0].token_ids), decoded[0].score, None
-        scored = zip(candidates, (entry.score for entry in decoded), strict=True)
+        scored = [(candidates[entry.place], entry.score) for entry in decoded]
         ranked = tuple(sorted(scored, key=lambda pair: -pair[1]))
         return *ranked[0], ranked

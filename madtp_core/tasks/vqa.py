@@ -28,6 +28,8 @@ class VqaQuery:
     """One question about one preprocessed image.
 
     pixel_values: float32 [3, height, width]. candidates: rank these answers instead of generating one.
+    shortlist: only so many of them, those whose first token is likeliest, as BLIP does for a benchmark
+    (`k_test`); None all.
     """
 
     pixel_values: NDArray[np.float32]
@@ -35,14 +37,16 @@ class VqaQuery:
     candidates: tuple[str, ...] | None = None
     num_beams: int = 1
     max_new_tokens: int = 20
+    shortlist: int | None = None
 
 
 @dataclass(frozen=True)
 class VqaAnswer:
     """An answer and what it took.
 
-    score: mean log-probability of the answer's tokens, its end included. ranked: all candidates with their
-    scores, best first. postprocess_s: seconds spent turning tokens into text.
+    score: mean log-probability of the answer's tokens, its end included; of a shortlist the smoothed
+    log-likelihood that BLIP ranks by. ranked: all scored candidates, best first. postprocess_s: seconds spent
+    turning tokens into text.
     """
 
     answer: str
@@ -129,9 +133,11 @@ class BlipVqa(PrunedModel):
                 f"need num_beams >= 1 and max_new_tokens in 1..{longest}, "
                 f"got {query.num_beams} and {query.max_new_tokens}"
             )
+        if query.shortlist is not None and (query.shortlist < 1 or query.candidates is None):
+            raise ConfigError(f"shortlist must be >= 1 and of candidates, got {query.shortlist}")
         candidates = query.candidates
         ids = None if candidates is None else self.codec.candidate_ids(candidates, longest - 1)
-        return Search(query.max_new_tokens, query.num_beams, candidates=ids)
+        return Search(query.max_new_tokens, query.num_beams, candidates=ids, shortlist=query.shortlist)
 
     def _answer(self, query: VqaQuery, decoded: list[Decoded], spent: Spent) -> VqaAnswer:
         started = time.perf_counter()

@@ -27,9 +27,10 @@ from madtp_core.evaluate import (
     shapes_gallery,
     write_outcomes,
 )
+from madtp_core.evaluate.captions import plain_words
 from madtp_core.evaluate.gallery import _matched_first
 from madtp_core.evaluate.recall import recall_at
-from madtp_core.evaluate.scores import plain_words, ranked_recalls, score
+from madtp_core.evaluate.scores import score
 from madtp_core.pruning import PER_INSTANCE
 from madtp_core.tasks.ranking import Candidate
 from tests.core.tiny_models import IMAGE_SIZE, TASKS, tiny_model
@@ -101,10 +102,16 @@ def test_recall_breaks_ties_at_random(scores, right, at_1, at_2):
     assert recall_at(2, scores, is_right) == pytest.approx(at_2)
 
 
+def recalls(right, ranked):
+    """Recall at 1, 5 and 10 of one ranking."""
+    outcomes = score("retrieval", [right], [SimpleNamespace(ranked=ranked)]).outcomes
+    return tuple(outcomes[f"recall_at_{k}"][0] for k in (1, 5, 10))
+
+
 def test_matched_candidates_stand_before_others():
     ranked = (Candidate(2, 0.1, -5.0, 0.0), Candidate(0, 0.9), Candidate(1, 0.9))
-    assert ranked_recalls([2], ranked) == (1.0, 1.0, 1.0)
-    assert ranked_recalls([0], ranked) == (0.0, 1.0, 1.0)
+    assert recalls([2], ranked) == (1.0, 1.0, 1.0)
+    assert recalls([0], ranked) == (0.0, 1.0, 1.0)
 
 
 def test_captions_are_scored_by_cider_over_the_corpus():
@@ -184,8 +191,8 @@ def test_a_gallery_is_searched_as_if_every_pair_were_compared(models, task):
     whole += [Sample(tuple(gallery.pictures), {"text": text}) for text in texts]
     right = [*gallery.right, *gallery.right.T]
     for row, answer in enumerate(predict(model, whole, prune_temperature=0.0)):
-        recalls = ranked_recalls(np.flatnonzero(right[row]).tolist(), answer.ranked)
-        assert tuple(result.outcomes[f"recall_at_{k}"][row] for k in (1, 5, 10)) == recalls
+        expected = recalls(np.flatnonzero(right[row]).tolist(), answer.ranked)
+        assert tuple(result.outcomes[f"recall_at_{k}"][row] for k in (1, 5, 10)) == expected
     assert {groups[0] for groups in result.groups} == {"image_to_text", "text_to_image"}
     assert result.whole["gallery_texts"] == len(texts) and result.whole["flops_ratio/index"] == 1.0
 
@@ -255,27 +262,6 @@ def test_a_users_requests_are_read(tmp_path, models):
     assert read[1].pictures[0].shape == (50, 70, 3) and read[1].truth == "red"
     assert read[1].texts == ("what color is it?",)
     assert evaluate(models["vqa"], read, prune_temperature=1.0).figures()["samples"] == 2
-
-
-@pytest.mark.parametrize(
-    ("task", "line", "message"),
-    [
-        ("vqa", {"images": ["a.png"]}, "line 1.*question"),
-        ("vqa", {"images": "a.png", "question": "?"}, "list of file names"),
-        ("vqa", {"images": ["a.png"], "question": "?", "truth": 3}, "truth must be a str"),
-        ("reasoning", {"images": ["a.png"], "statement": "x"}, "two images"),
-        ("retrieval", {"images": ["a.png"], "text": "x", "texts": ["y"]}, "text or texts"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path, task, line, message):
-    with pytest.raises(ConfigError, match=message):
-        read_manifest(manifest(tmp_path, line), task)
-
-
-def test_labels_are_given_to_all_or_none(tmp_path):
-    asked = {"images": ["a.png"]}
-    with pytest.raises(ConfigError, match="1 of 2"):
-        read_manifest(manifest(tmp_path, asked, {**asked, "truth": ["red"]}), "caption")
 
 
 # The command
