@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from madtp_core.cli.options import SPLITS
+from madtp_core.cli import study_cells
+from madtp_core.cli.study_options import add_requests, data_said, measured_on
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,25 +19,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     difficulty = study.add_parser(
         "difficulty", help="what predicts how much a request needs, and what batching by it saves"
     )
-    difficulty.add_argument(
-        "checkpoints", nargs="*", type=Path, help="studied one after another; none: only report again"
-    )
-    difficulty.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="a study a model as JSON; table and plot of all that lie there",
-    )
+    add_requests(difficulty)
     difficulty.add_argument(
         "--prune-temperature", type=float, help="default: the calibration's reference temperature"
     )
-    difficulty.add_argument("--data", type=Path, help="your own requests, JSON lines; default: drawn scenes")
-    difficulty.add_argument("--split", choices=SPLITS, default="test", help="of the drawn scenes")
-    difficulty.add_argument("--mix", default="natural", help="natural, easy, hard or mostly_easy scenes")
-    difficulty.add_argument("--seed", type=int, default=0)
-    difficulty.add_argument("--samples", type=int, default=1024)
     difficulty.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 32])
     difficulty.set_defaults(run=_difficulty)
+    study_cells.add_studies(study)
 
 
 def _difficulty(args: argparse.Namespace) -> int:
@@ -52,7 +41,6 @@ def _difficulty(args: argparse.Namespace) -> int:
 
 def _study(checkpoint: Path, args: argparse.Namespace) -> None:
     from madtp_core.errors import ConfigError
-    from madtp_core.evaluate import ShapesSamples, read_manifest
     from madtp_core.study import observe, study_difficulty
     from madtp_core.tasks import load_model
 
@@ -66,14 +54,9 @@ def _study(checkpoint: Path, args: argparse.Namespace) -> None:
         "model": model.name,
         "task": model.task,
         "prune_temperature": temperature,
-        "data": args.data.name if args.data else f"scenes {args.split} {args.seed} {args.mix}",
+        "data": data_said(args),
     }
-    size = model.image_geometry.width
-    samples = (
-        read_manifest(args.data, model.task)[: args.samples]
-        if args.data
-        else ShapesSamples(model.task, args.split, args.samples, args.seed, args.mix, size)[:]
-    )
+    samples = measured_on(args, model)
     with tqdm(desc=model.name, unit="sample", total=len(samples), mininterval=2.0) as bar:
         requests = observe(model, samples, temperature, bar.update)
         study = study_difficulty(

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from madtp_core.errors import ConfigError
+from madtp_core.study.drawing import COLOURS, new_figure
+from madtp_core.study.figures import table
 from madtp_core.study.study import CHEAP, FIFO, PACKED, TRUTH, Study
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ _PLOTTED: Final = (
     PACKED,
 )
 _COSTS: Final = ("needed_over_kept", "needed_over_kept_simulated", "keep_efficiency", "flops_ratio")
-_COLOURS: Final = ("#0072b2", "#d55e00", "#008c64", "#963c96", "#b58900")
 
 
 def write_report(studies: Sequence[Study], directory: Path) -> list[Path]:
@@ -34,10 +35,10 @@ def write_report(studies: Sequence[Study], directory: Path) -> list[Path]:
     if not studies:
         raise ConfigError("there is no study to report")
     directory.mkdir(parents=True, exist_ok=True)
-    table, plot = directory / "difficulty.md", directory / "difficulty.png"
-    table.write_text(tables(studies))
+    text, plot = directory / "difficulty.md", directory / "difficulty.png"
+    text.write_text(tables(studies))
     _plot(studies, plot)
-    return [table, plot]
+    return [text, plot]
 
 
 def tables(studies: Sequence[Study]) -> str:
@@ -71,8 +72,7 @@ def _table(studies: Sequence[Study], names: Sequence[str], cell: Callable[[Study
     """A row a name, a column a study."""
     head = ["", *(str(study.about["model"]) for study in studies)]
     rows = [[name, *(cell(study, name) for study in studies)] for name in names]
-    rule = ["---", *("---:" for _ in studies)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
+    return table(head, rows)
 
 
 def _correlation(study: Study, name: str) -> str:
@@ -104,14 +104,8 @@ def _run(size: int) -> Callable[[Study, str], str]:
 
 
 def _plot(studies: Sequence[Study], path: Path) -> None:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("the plot needs matplotlib: install madtp-serve[study]") from error
     sizes = sorted({size for study in studies for size in study.batches})
-    figure = Figure(figsize=(6.0 * (1 + len(sizes)), 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.0 * (1 + len(sizes)), 5.2)
     axes: list[Axes] = list(figure.subplots(1, 1 + len(sizes), squeeze=False)[0])
     names = _names(study.correlations for study in studies)
     _bars(axes[0], studies, names, _bounds, "Rank correlation with need")
@@ -149,7 +143,7 @@ def _bars(
             [mean for mean, _ in pairs],
             thickness,
             xerr=[spread for _, spread in pairs],
-            color=_COLOURS[number % len(_COLOURS)],
+            color=COLOURS[number % len(COLOURS)],
             error_kw={"linewidth": 0.8},
             label=str(study.about["model"]),
         )

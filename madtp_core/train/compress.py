@@ -16,7 +16,7 @@ from madtp_core.config import AlignmentConfig, PruningConfig
 from madtp_core.encoder import Regime
 from madtp_core.errors import CheckpointError, ConfigError
 from madtp_core.evaluate import MEASURES, evaluate
-from madtp_core.pruning import BRANCHES, TEXT, VISION
+from madtp_core.pruning import BRANCHES, MAX_KEEP, TEXT, VISION
 from madtp_core.tasks import model_class
 from madtp_core.tasks.base import PrunedModel
 from madtp_core.tasks.text import TextCodec
@@ -71,7 +71,7 @@ class CompressionRun:
         processes = current_processes()
         self.recipe, self.data, self.directory = recipe, data, directory
         self.loop: LoopConfig = recipe.loop_config(len(data.examples))
-        self.batch_size = _micro_batch(recipe, self.loop.accumulate, processes.count)
+        self.batch_size = micro_batch(recipe, self.loop.accumulate, processes.count)
         self.model = prepared(model, recipe, self.batch_size, self.loop.seed)
         of_task: Any = self.model
         self.codec: TextCodec = of_task.codec
@@ -98,23 +98,7 @@ class CompressionRun:
 
     def _check_same_run(self) -> None:
         """Note what this run is, or compare with what the directory's was; the loop compares its own part."""
-        if current_processes().is_first:
-            self._note_or_compare()
-        wait_for_all()
-
-    def _note_or_compare(self) -> None:
-        own = json.loads(json.dumps(asdict(self.recipe)))
-        own |= {"loop": None, "epochs": None, "examples": len(self.data.examples), "model": self.model.name}
-        path = self.directory / RUN_JSON
-        if path.exists():
-            if changed := differing(json.loads(path.read_text()), own, ()):
-                raise CheckpointError(
-                    f"{str(self.directory)!r} holds a run with another {', '.join(changed)}; go on as it "
-                    "began, or use a new directory"
-                )
-        else:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(own, indent=1) + "\n")
+        note_or_compare(self.directory, described(self.recipe, self.data, self.model))
 
     def _task(self) -> Compression[Any]:
         recipe, model = self.recipe, self.model
@@ -126,36 +110,17 @@ class CompressionRun:
             gain=search.gain,
         )
         network: Any = model.network
-        network.regimes = {
-            VISION: Regime(recipe.drop_path, recipe.recomputes),
-            TEXT: Regime(recomputes=recipe.recomputes),
-        }
-        options: dict[str, Any] = {
-            "alpha": recipe.alpha,
-            "measure": measure_of(search.basis, recipe.task),
-        }
-        if recipe.task in COMPARED:
-            options["momentum"] = recipe.momentum
-            if not recipe.momentum.soft_ramp_steps:
-                epoch = math.ceil(len(self.data.examples) / recipe.batch_size)
-                options["momentum"] = replace(recipe.momentum, soft_ramp_steps=epoch)
+        network.regimes = regimes_of(recipe)
+        options = options_of(recipe, len(self.data.examples))
+        options["measure"] = measure_of(search.basis, recipe.task)
         hooks = Hooks(self._evaluate, lambda directory: self.current_model().save_pretrained(directory))
-        return TASKS[recipe.task](network, self._batches(), model.cost_model, hooks, costs, **options)
-
-    def _batches(self) -> ExampleBatches:
-        model: Any = self.model
-        has_decoder = hasattr(model.network, "decoder")
-        return ExampleBatches(
-            self.data.examples,
-            self.recipe.task,
-            self.codec,
-            model.image_geometry,
-            self.batch_size,
-            start_id=model.network.decoder().start_id if has_decoder else 0,
-            prompt=self.recipe.prompt,
-            augmentation=Augmentation() if self.recipe.augments and self.data.may_augment else None,
-            seed=self.loop.seed,
-        )
+        batches = batches_of(recipe, model, self.data, self.batch_size, self.loop.seed)
+        pruning = model.batch_pruning(1.0, 1, MAX_KEEP)
+        assert pruning is not None
+        options["pruner"] = pruning.pruner
+        task = TASKS[recipe.task](network, batches, model.cost_model, hooks, costs, **options)
+        task.branches = tuple(branch for branch in BRANCHES if branch in pruning.branches)
+        return task
 
     def _evaluate(self) -> Mapping[str, float]:
         """Figures on held-out data; flops_ratio on the basis that the search steers by."""
@@ -180,6 +145,63 @@ class CompressionRun:
         return figures
 
 
+def regimes_of(recipe: Recipe) -> dict[str, Regime]:
+    """How each branch runs while it is trained."""
+    return {
+        VISION: Regime(recipe.drop_path, recipe.recomputes),
+        TEXT: Regime(recomputes=recipe.recomputes),
+    }
+
+
+def options_of(recipe: Recipe, examples: int) -> dict[str, Any]:
+    """What the recipe says to its task's compression, whatever it prunes."""
+    options: dict[str, Any] = {"alpha": recipe.alpha}
+    if recipe.task in COMPARED:
+        options["momentum"] = recipe.momentum
+        if not recipe.momentum.soft_ramp_steps:
+            epoch = math.ceil(examples / recipe.batch_size)
+            options["momentum"] = replace(recipe.momentum, soft_ramp_steps=epoch)
+    return options
+
+
+def batches_of(recipe: Recipe, model: PrunedModel, data: Data, batch_size: int, seed: int) -> ExampleBatches:
+    """The examples as the model's micro-batches."""
+    of_task: Any = model
+    has_decoder = hasattr(of_task.network, "decoder")
+    return ExampleBatches(
+        data.examples,
+        recipe.task,
+        of_task.codec,
+        model.image_geometry,
+        batch_size,
+        start_id=of_task.network.decoder().start_id if has_decoder else 0,
+        prompt=recipe.prompt,
+        augmentation=Augmentation() if recipe.augments and data.may_augment else None,
+        seed=seed,
+    )
+
+
+def described(recipe: Recipe, data: Data, model: PrunedModel) -> dict[str, Any]:
+    """What must be the same for a run to go on, as plain JSON values."""
+    own: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return own | {"loop": None, "epochs": None, "examples": len(data.examples), "model": model.name}
+
+
+def note_or_compare(directory: Path, own: Mapping[str, Any]) -> None:
+    """Note what a directory's run is, or raise CheckpointError where it holds another one's note."""
+    if current_processes().is_first:
+        path = directory / RUN_JSON
+        if not path.exists():
+            directory.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(own, indent=1) + "\n")
+        elif changed := differing(json.loads(path.read_text()), own, ()):
+            raise CheckpointError(
+                f"{str(directory)!r} holds a run with another {', '.join(changed)}; go on as it began, "
+                "or use a new directory"
+            )
+    wait_for_all()
+
+
 def prepared(model: PrunedModel, recipe: Recipe, batch_size: int, seed: int) -> PrunedModel:
     """The model with alignment tokens, fresh ones unless it has its own, and the recipe's pruning.
 
@@ -195,7 +217,9 @@ def prepared(model: PrunedModel, recipe: Recipe, batch_size: int, seed: int) -> 
         seed_everything(seed)
         alignment = build_alignment(recipe.alignment, checkpoint.model.config)
     pruning = PruningConfig(
-        branches=(VISION,) if recipe.task == "caption" else BRANCHES,
+        method=recipe.method,
+        branches=recipe.branches or TASKS[recipe.task].branches,
+        options=recipe.options,
         keep_mode=next(mode for mode in recipe.search.keep_modes if mode != "dense"),
         prune_temperature=recipe.search.first_temperature,
         flops_ratio=recipe.flops_ratio,
@@ -207,7 +231,7 @@ def prepared(model: PrunedModel, recipe: Recipe, batch_size: int, seed: int) -> 
     return model_class(recipe.task)(fresh, name=model.name, device=str(model.device))
 
 
-def _micro_batch(recipe: Recipe, accumulate: int, processes: int) -> int:
+def micro_batch(recipe: Recipe, accumulate: int, processes: int) -> int:
     """Requests of one micro-batch of one process."""
     size, left = divmod(recipe.batch_size, accumulate * processes)
     if left or size < 1:

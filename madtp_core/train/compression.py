@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class Compression(ABC, Generic[BatchT]):
     measure: what share of the dense cost a batch spent, `served_ratio` or one of `cost_basis`.
     """
 
-    branches: ClassVar[tuple[str, ...]] = BRANCHES
+    branches: tuple[str, ...] = BRANCHES
 
     network: Any
 

@@ -13,7 +13,7 @@ import yaml
 
 from madtp_core.config import TASKS, AlignmentConfig
 from madtp_core.errors import ConfigError, UnknownNameError
-from madtp_core.pruning import MAX_KEEP
+from madtp_core.pruning import MAX_KEEP, PRUNERS
 from madtp_core.train.cost_basis import BASES
 from madtp_core.train.costs import DENSE, Cost
 from madtp_core.train.loop import LoopConfig
@@ -62,7 +62,8 @@ class Recipe:
     the alignment loss. drop_path: of the vision tower's last block. recomputes: activations are computed
     again for the backward pass instead of kept. augments: pictures are changed at random. prompt: what
     captions continue. momentum: of retrieval and CLIP; its soft targets ramp over the first epoch unless
-    momentum.soft_ramp_steps is given. loop: fields of `LoopConfig`; steps only in place of epochs.
+    momentum.soft_ramp_steps is given. loop: fields of `LoopConfig`; steps only in place of epochs. method:
+    any pruner, with its options; branches: those that it prunes, empty for the task's own.
     """
 
     task: str
@@ -75,6 +76,9 @@ class Recipe:
     recomputes: bool = False
     augments: bool = True
     prompt: str = ""
+    method: str = "madtp"
+    branches: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     search: SearchRecipe = field(default_factory=SearchRecipe)
     momentum: MomentumConfig = field(default_factory=MomentumConfig)
@@ -82,6 +86,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise UnknownNameError("task", self.task, TASKS)
+        if self.method not in PRUNERS:
+            raise UnknownNameError("pruner", self.method, PRUNERS)
         if self.batch_size < 1 or self.alpha < 0 or not 0 <= self.drop_path < 1:
             raise ConfigError(
                 "need batch_size >= 1, alpha >= 0 and drop_path in [0, 1), got "
