@@ -12,25 +12,26 @@ _FORGETTING = 0.98  # of a request's weight in the typical one, with every reque
 
 @dataclass(eq=False)
 class Place:
-    """What one request inside takes up, in predicted tokens."""
+    """What one request takes up where it is inside, in predicted tokens."""
 
-    tokens: float
+    admission: "Admission"
+    tokens: float = 0.0
 
 
 class Admission:
     """Counts what is inside for one model, and the rate at which it is answered; times in seconds.
 
     A request enters before its body is read, as a typical one; what it really asks for is known later, and
-    still before anything is decoded (`resize`). max_tokens: predicted tokens inside; a request that is larger
-    than that is served alone.
+    still before anything is decoded (`try_resize`). max_tokens: predicted tokens inside; a request that is
+    larger than that is served alone.
     """
 
-    def __init__(self, limit: int, *, max_tokens: float = math.inf, typical_tokens: float = 1.0) -> None:
+    def __init__(self, limit: int, *, max_tokens: float = math.inf) -> None:
         self.limit = limit
         self.max_tokens = max_tokens
         self.inside = 0
         self.tokens = 0.0
-        self._typical_tokens = typical_tokens
+        self._typical_tokens = 1.0
         self._answered_s: deque[float] = deque(maxlen=_MAX_SAMPLES)
 
     @property
@@ -40,7 +41,7 @@ class Admission:
 
     def try_enter(self) -> Place | None:
         """Lets one request in; None when all places or tokens are taken. Every place needs one `leave`."""
-        place = Place(0.0)
+        place = Place(self)
         if self.inside >= self.limit:
             return None
         self.inside += 1

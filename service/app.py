@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -44,7 +45,7 @@ def create_app(settings: Settings | None = None, models: Mapping[str, Model] | N
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         runtime.start()
         yield
-        runtime.stop()
+        await asyncio.to_thread(runtime.stop)
 
     app = FastAPI(
         title="madtp-serve",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from email.message import Message
 from typing import Any, TypeVar, get_args, get_origin
 
 from fastapi import Request
@@ -11,11 +12,13 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import ApiError
-from service.schemas import IMAGE_FIELDS
+from service.schemas import IMAGE_FIELDS, MAX_ITEMS
 
 Fields = TypeVar("Fields", bound=BaseModel)
-MAX_PARTS = 1000
 _MAX_NAME_LENGTH = 64
+# Every value of a JSON body but one costs a comma. A body has room for millions, and pydantic, with it
+# the event loop, would be busy for minutes.
+_MAX_COMMAS = 20_000
 _CODES = {
     "json_invalid": "malformed_json",
     "missing": "missing_field",
@@ -36,7 +39,10 @@ async def read_fields(request: Request, schema: type[Fields], *, max_bytes: int)
         raise ApiError("unsupported_content_encoding")
     try:
         if content_type == "application/json":
-            return schema.model_validate_json(await request.body(), strict=True)
+            body = await request.body()
+            if body.count(b",") > _MAX_COMMAS:
+                raise ApiError("invalid_value", "The body holds too many values.")
+            return schema.model_validate_json(body, strict=True)
         if content_type == "multipart/form-data":
             return schema.model_validate(await _read_form(request, schema, max_bytes))
     except ValidationError as error:
@@ -57,14 +63,17 @@ def field_error(problems: Sequence[Any]) -> ApiError:
 
 
 async def _read_form(request: Request, schema: type[BaseModel], max_bytes: int) -> dict[str, Any]:
-    parser = MultiPartParser(
-        request.headers, request.stream(), max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=max_bytes
+    _check_charset(request)
+    parser = _FormParser(
+        request.headers, request.stream(), max_files=MAX_ITEMS, max_fields=MAX_ITEMS, max_part_size=max_bytes
     )
     parser.spool_max_size = max_bytes  # stays in memory: the container's disk is read-only
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise ApiError("malformed_multipart", error.message) from error
+    if not parser.is_whole:
+        raise ApiError("malformed_multipart", "The closing boundary is missing.")
     lists = [name for name, field in schema.model_fields.items() if _is_list(field.annotation)]
     fields: dict[str, Any] = {}
     for name, part in form.multi_items():
@@ -76,6 +85,23 @@ async def _read_form(request: Request, schema: type[BaseModel], max_bytes: int) 
         elif value != "" or name not in schema.model_fields or schema.model_fields[name].is_required():
             fields[name] = value  # an empty optional part is what a web form sends for "not filled in"
     return fields
+
+
+class _FormParser(MultiPartParser):
+    """Knows whether the closing boundary came: what is cut off before it would be left out without a word."""
+
+    is_whole = False
+
+    def on_end(self) -> None:
+        self.is_whole = True
+
+
+def _check_charset(request: Request) -> None:
+    """Raises ApiError unless texts are UTF-8: of Python's codecs some fail, and some take hours."""
+    header = Message()
+    header["content-type"] = request.headers["content-type"]
+    if str(header.get_param("charset", "utf-8")).lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise ApiError("unsupported_content_type", "The texts of a form are UTF-8.")
 
 
 def _is_list(annotation: Any) -> bool:

@@ -34,7 +34,7 @@ def _entry(engine: Engine, runtime: Runtime) -> dict[str, Any]:
         "name": engine.name,
         "task": engine.tasks[0] if engine.tasks else None,
         "routes": [TASKS[task].path for task in engine.tasks],
-        "is_default": any(runtime.fleet.label(task) == engine.name for task in engine.tasks),
+        "is_default": any(runtime.fleet.default(task) is engine for task in engine.tasks),
         "phase": engine.phase,
         "keep_mode": settings.keep_mode,
         "prune_temperature": settings.prune_temperature,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,7 @@ def serve(settings: Settings, models: Mapping[str, Model] | None = None) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        ws="none",  # there are none, and its refusals are logged with the path as sent
         lifespan="on",
         timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
     )
@@ -81,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return serve(load_settings(**given))
     except SettingsError as error:
         parser.error(str(error))
+    finally:
+        gc.freeze()  # to collect all that torch and transformers made takes the interpreter's end seconds
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from service.degradation import Degradation, DegradationRules, degraded, slid_ta
 
 KeepMode = Literal["max_keep", "per_instance"]
 Quality = Literal["exact", "balanced", "fast"]
+Reason = Literal["floor", "load", "method", "fixed", "uncalibrated"]
 
 
 class Calibration(Protocol):
@@ -60,22 +61,23 @@ def target_class(
 class Setting:
     """What one request runs at.
 
-    flops_ratio: its target now, degraded or not. asked_ratio: what the calibration was asked for. is_floor:
-    the target is below what the model reaches at this batch size. dither: see `Choice`.
+    flops_ratio: its target now, degraded or not. asked_ratio: what the calibration was asked for. reason: why
+    it is not what the request wanted; `floor` is below what the model reaches at this batch size. dither: see
+    `Choice`.
     """
 
     prune_temperature: float
     flops_ratio: float
     asked_ratio: float
-    is_floor: bool
+    reason: Reason | None = None
     dither: float = 0.0
 
 
-DENSE = Setting(prune_temperature=0.0, flops_ratio=1.0, asked_ratio=1.0, is_floor=False)
+DENSE = Setting(prune_temperature=0.0, flops_ratio=1.0, asked_ratio=1.0)
 
 
 class Controller:
-    """Holds what requests spend at their targets; without a calibration everything runs dense.
+    """Holds what requests of a calibrated model spend at their targets.
 
     floor: no target degrades below this flops_ratio. When it is off, every batch runs at the temperature that
     spends the target in batches of reference_batch_size: the paper's way.
@@ -83,7 +85,7 @@ class Controller:
 
     def __init__(
         self,
-        calibration: Calibration | None,
+        calibration: Calibration,
         keep_mode: KeepMode,
         *,
         floor: float,
@@ -135,7 +137,8 @@ class Controller:
         for name, pairs in spent.items():
             setting = pairs[0][0]
             # The requests of a class differ in their turns with dense (per-instance), and in nothing else.
-            choice = Choice(setting.asked_ratio, setting.is_floor, _mean([each.dither for each, _ in pairs]))
+            dither = _mean([each.dither for each, _ in pairs])
+            choice = Choice(setting.asked_ratio, setting.reason == "floor", dither)
             measured = _mean([flops_ratio for _, flops_ratio in pairs])
             state = corrected(
                 self._states[name], choice, setting.flops_ratio, measured, len(pairs), self._rules
@@ -144,10 +147,10 @@ class Controller:
             self._latest_correction = state.correction
 
     def _setting(self, one: TargetClass, size: int, temperatures: dict[float, float]) -> Setting:
-        if self._calibration is None or one.flops_ratio >= 1:
+        if one.flops_ratio >= 1:
             return DENSE
         if not self._is_on:
-            return self._fixed_setting(one, self._calibration, temperatures)
+            return self._fixed_setting(one, temperatures)
         target = one.flops_ratio
         if one.may_degrade:
             target = slid_target(target, self._floor, self._degradation.level)
@@ -157,19 +160,17 @@ class Controller:
         asked = choice.flops_ratio
         if asked not in temperatures:
             temperatures[asked] = self._calibration.temperature_for(asked, size, self._keep_mode)
-        return Setting(temperatures[asked], target, asked, choice.is_floor, choice.dither)
+        reason: Reason | None = "floor" if choice.is_floor else "load" if target < one.flops_ratio else None
+        return Setting(temperatures[asked], target, asked, reason, choice.dither)
 
-    def _fixed_setting(
-        self, one: TargetClass, calibration: Calibration, temperatures: dict[float, float]
-    ) -> Setting:
+    def _fixed_setting(self, one: TargetClass, temperatures: dict[float, float]) -> Setting:
         ratio = one.flops_ratio
         if ratio not in temperatures:
             size = self._reference_batch_size
-            temperatures[ratio] = calibration.temperature_for(ratio, size, self._keep_mode)
-        return Setting(temperatures[ratio], ratio, ratio, is_floor=False)
+            temperatures[ratio] = self._calibration.temperature_for(ratio, size, self._keep_mode)
+        return Setting(temperatures[ratio], ratio, ratio)
 
     def _reachable_at(self, size: int) -> tuple[float, float]:
-        assert self._calibration is not None, "only calibrated models are controlled"
         if size not in self._reachable:
             self._reachable[size] = self._calibration.reachable(size, self._keep_mode)
         return self._reachable[size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -42,10 +43,18 @@ def gpu_readings(device: str) -> tuple[Callable[[], float] | None, Callable[[], 
 
     if torch.device(device).type != "cuda":
         return None, None
-    with suppress(Exception):  # torch raises what the missing library's bindings raise
-        torch.cuda.power_draw(device)
-        return partial(torch.cuda.memory_allocated, device), lambda: torch.cuda.power_draw(device) / 1000
-    return partial(torch.cuda.memory_allocated, device), None
+    memory_bytes = partial(torch.cuda.memory_allocated, device)
+    power_watts = partial(_power_watts, device)
+    return memory_bytes, None if math.isnan(power_watts()) else power_watts
+
+
+def _power_watts(device: str) -> float:
+    """Not a number where the driver does not tell, or no longer: the other metrics are still to be read."""
+    import torch
+
+    with suppress(Exception):  # torch raises whatever the bindings of NVIDIA's library raise
+        return torch.cuda.power_draw(device) / 1000
+    return math.nan
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -36,8 +36,8 @@ class Engine:
     """Owns one model, its queue and its thread; what stands under "any thread" may be called from any.
 
     `load` runs on the engine's thread. `on_batch` is called there after every batch that was answered,
-    `on_ready` once when it is warm, `on_death` when the thread ends by an error: the engine never works again
-    after that.
+    `on_ready` once when it is warm, just before it is ready, `on_death` when the thread ends by an error: the
+    engine never works again after that.
     """
 
     def __init__(
@@ -76,10 +76,18 @@ class Engine:
         """Starts the thread, which loads and warms up the model."""
         self._thread.start()
 
-    def stop(self, timeout_s: float) -> None:
-        """Answers who waits `draining`, and ends the thread after the batch that runs."""
+    def close(self) -> None:
+        """Answers who waits `draining`, and lets the thread end after the batch that runs."""
         self._queue.close("draining")
+
+    def join(self, timeout_s: float) -> None:
+        """Waits for the thread of an engine that was closed."""
         self._thread.join(timeout_s)
+
+    def stop(self, timeout_s: float) -> None:
+        """Closes, then joins."""
+        self.close()
+        self.join(timeout_s)
 
     def depth(self) -> int:
         """How many jobs wait for a batch."""
@@ -103,6 +111,11 @@ class Engine:
         return None if self.phase == "ready" and self._checks.is_good else ApiError("engine_failed")
 
     @property
+    def is_hung(self) -> bool:
+        """Whether a batch runs for so long that only a new process can help."""
+        return self._checks.is_hung
+
+    @property
     def predicts_difficulty(self) -> bool:
         """Whether its requests differ in need: a method with a schedule keeps as much of everyone."""
         pruning = None if self.model is None else self.model.pruning
@@ -115,14 +128,14 @@ class Engine:
     def submit(self, job: Job) -> int:
         """Queues a job and gives the key to cancel it by; raises ApiError when dead, starting or full."""
         assert job.prepared is not None, "a job is prepared before it is submitted"
-        assert job.target is not None, "a job knows its target before it is submitted"
+        target = job.target_class
         if self.phase != "ready":
             raise self.health() or ApiError("engine_failed")
-        if job.prepared.features is not None and job.target.flops_ratio < 1:
+        if job.prepared.features is not None and target.flops_ratio < 1:
             job.predicted_difficulty = self.needs.predict(job.prepared.features)
-        need = job.predicted_difficulty or self.typical_need(job.target)
+        need = job.predicted_difficulty or self.typical_need(target)
         job.tokens = need * job.prepared.dense_tokens
-        return self._queue.put(job, lane=(job.task, self._mates(job.target)))
+        return self._queue.put(job, lane=(job.task, self._mates(target)))
 
     def cancel(self, key: int) -> None:
         """Takes a job out of the queue if it still waits; the answer of one that runs is thrown away."""
@@ -163,8 +176,8 @@ class Engine:
         forward.warm_up()
         self._checks.note(passed=True)
         self.model, self.description = model, model.describe()
-        self.phase = "ready"
         self._on_ready(self)
+        self.phase = "ready"
         return forward
 
     def _end(self, phase: Phase, code: str) -> None:

@@ -24,6 +24,7 @@ _FAILURES = (
     httpcore.ProtocolError,
     httpcore.UnsupportedProtocol,
     OSError,
+    ValueError,  # a host that has no form to look up, a redirect that is no URL
 )
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]

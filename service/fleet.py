@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Literal
 
@@ -26,9 +27,12 @@ class Fleet:
             engine.start()
 
     def stop(self) -> None:
-        """Ends every engine."""
+        """Ends every engine, all at the same time."""
         for engine in self.engines.values():
-            engine.stop(STOP_TIMEOUT_S)
+            engine.close()
+        end_s = time.monotonic() + STOP_TIMEOUT_S
+        for engine in self.engines.values():
+            engine.join(max(0.0, end_s - time.monotonic()))
 
     @property
     def inside(self) -> int:
@@ -47,24 +51,22 @@ class Fleet:
         """None when every model can serve; otherwise the error of the first that cannot."""
         return next((error for engine in self.engines.values() if (error := engine.health())), None)
 
-    def label(self, task: str) -> str | None:
-        """The name of the task's default model, whether it can serve or not."""
-        return next((engine.name for engine in self.engines.values() if task in engine.tasks), None)
+    def default(self, task: str) -> Engine | None:
+        """The task's default model, whether it can serve now or not."""
+        return next(iter(self._serving(task)), None)
 
-    def default(self, task: str) -> Engine:
-        """The task's default model if it can serve, else the next that can.
+    def able(self, task: str) -> list[Engine]:
+        """Every model that can serve a task now, the default first.
 
-        Raises ApiError: the default's own when none can serve, `task_not_served` when there is none, but the
-        own one of a model that still loads, as it is not known yet what that serves.
+        Raises ApiError where none can: the default's own, `task_not_served` when there is none, but the own
+        one of a model that still loads, as it is not known yet what that serves.
         """
-        serving = [engine for engine in self.engines.values() if task in engine.tasks]
-        if not serving:
-            unknown = (engine.health() for engine in self.engines.values() if not engine.tasks)
-            raise next((error for error in unknown if error), ApiError("task_not_served"))
+        serving = self._serving(task)
         problems = [engine.health() for engine in serving]
-        if all(problems) and problems[0] is not None:
-            raise problems[0]
-        return serving[0]
+        if able := [engine for engine, problem in zip(serving, problems, strict=True) if problem is None]:
+            return able
+        problems += [engine.health() for engine in self.engines.values() if not engine.tasks]
+        raise next(filter(None, problems), ApiError("task_not_served"))
 
     def named(self, name: str, task: str) -> Engine:
         """The model of a name; raises ApiError when there is none, or it serves other tasks."""
@@ -75,3 +77,6 @@ class Fleet:
             paths = ", ".join(TASKS[other].path for other in engine.tasks)
             raise ApiError("task_not_served", f"The model {engine.name!r} serves {paths}.", param="model")
         return engine
+
+    def _serving(self, task: str) -> list[Engine]:
+        return [engine for engine in self.engines.values() if task in engine.tasks]

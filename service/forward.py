@@ -37,7 +37,7 @@ class Forward:
         All jobs are of one task and, under max_keep, of one target class.
         """
         task = jobs[0].task
-        classes = [job.target or self.usual_target() for job in jobs]
+        classes = [job.target_class for job in jobs]
         settings = self._settings_of(classes)
         started_s = self._clock()
         answers = self._predict(task, [job.query for job in jobs], settings)

@@ -12,7 +12,7 @@ class CheckRecord:
 
     After a job that failed alone it is open whether the job or the engine is to blame: a probe tells, within
     `MIN_PROBE_GAP_S` of the check before. An engine that passes nothing for `probe_interval_s` is probed too.
-    Whatever runs for longer than `stall_s` is taken to hang.
+    Whatever runs for longer than `stall_s` is taken to hang, and for twice as long, to hang for ever.
     """
 
     def __init__(self, probe_interval_s: float, stall_s: float, clock: Callable[[], float]) -> None:
@@ -27,8 +27,16 @@ class CheckRecord:
     @property
     def is_good(self) -> bool:
         """Whether the last check passed and nothing hangs; any thread may ask."""
+        return self._has_passed and self._running_s() <= self._stall_s
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether only a new process can help; any thread may ask."""
+        return self._running_s() > 2 * self._stall_s
+
+    def _running_s(self) -> float:
         since_s = self._running_since_s
-        return self._has_passed and (since_s is None or self._clock() - since_s <= self._stall_s)
+        return 0.0 if since_s is None else self._clock() - since_s
 
     @property
     def probe_due_s(self) -> float:

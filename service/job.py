@@ -108,6 +108,12 @@ class Job:
         return self.prepared.query
 
     @property
+    def target_class(self) -> TargetClass:
+        """What it may spend; only a job that was assigned to a model has it."""
+        assert self.target is not None, "a job knows its target before it is submitted"
+        return self.target
+
+    @property
     def is_settled(self) -> bool:
         """Whether the job has its answer or error, or nobody waits for one any more."""
         return self.future.done()

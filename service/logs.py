@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,15 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(level: str) -> None:
-    """Sends everything, warnings included, to stderr as JSON lines of at least this level."""
+    """Sends everything, warnings included, to stderr as JSON lines of at least this level.
+
+    But what libraries remark on the bytes that a client sent: it quotes them, and anyone could fill the log.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(with_messages=level == "debug"))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
     logging.captureWarnings(capture=True)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # which Python would also remember one by one
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
 LINGER_S = 1.0
+MAX_URL_BYTES = 8192
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -64,13 +65,20 @@ class RequestGuard:
             await send(message)
 
         try:
-            await self._app(scope, body.receive, send_guarded)
+            if len(scope["path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
+                error = ApiError("bad_request", f"The URL has more than {MAX_URL_BYTES} bytes.")
+                await error_response(error, request_id)(scope, receive, send_guarded)
+            else:
+                await self._app(scope, body.receive, send_guarded)
+        except asyncio.CancelledError:  # the server waits no longer; uvicorn would send a 500 of its own
+            if not status:
+                await error_response(ApiError("draining"), request_id)(scope, receive, send_guarded)
+            raise
         except Exception:
             logger.exception("request failed", extra={"request_id": request_id})
             if status:
                 raise  # half an answer is out: only closing the connection tells the client
-            response = error_response(ApiError("internal"), request_id)
-            await response(scope, receive, send_guarded)
+            await error_response(ApiError("internal"), request_id)(scope, receive, send_guarded)
         finally:
             _log(scope, request_id, status, time.monotonic() - began_s)
 

@@ -68,13 +68,8 @@ def branch_density(traces: Sequence[BranchTrace]) -> float:
 
 
 def _target(job: Job, setting: Setting) -> TargetReport:
-    asked = 1.0 if job.target is None else job.target.flops_ratio
-    if setting.is_floor or setting.flops_ratio > asked:
-        return TargetReport(asked=asked, served=setting.asked_ratio, reason="floor")
-    if setting.flops_ratio < asked:
-        reason = "load" if job.target is not None and job.target.may_degrade else "method"
-        return TargetReport(asked=asked, served=setting.flops_ratio, reason=reason)
-    return TargetReport(asked=asked, served=setting.flops_ratio, reason=None)
+    served = setting.asked_ratio if setting.reason == "floor" else setting.flops_ratio
+    return TargetReport(asked=job.target_class.flops_ratio, served=served, reason=setting.reason)
 
 
 def _branch(traces: Sequence[BranchTrace], *, with_lists: bool) -> BranchSummary | None:

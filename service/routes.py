@@ -69,10 +69,14 @@ async def models(request: Request) -> dict[str, Any]:
     return listed(_runtime(request))
 
 
-@router.get("/livez", tags=["probes"], summary="The process answers")
-async def livez() -> dict[str, str]:
-    """Always 200: a process whose engine has died ends by itself."""
-    return {"status": "alive"}
+@router.get(
+    "/livez", tags=["probes"], summary="The process need not be restarted", responses={503: _ERRORS[503]}
+)
+async def livez(request: Request) -> Response:
+    """200 unless a batch hangs for good; a process whose engine has died ends by itself."""
+    if any(engine.is_hung for engine in _runtime(request).fleet.engines.values()):
+        return error_response(ApiError("engine_failed"), request.state.request_id)
+    return JSONResponse({"status": "alive"})
 
 
 @router.get("/readyz", tags=["probes"], summary="Requests will be served", responses={503: _ERRORS[503]})

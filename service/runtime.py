@@ -82,7 +82,10 @@ class Runtime:
         self.fleet.start()
 
     def stop(self) -> None:
-        """Ends the engines and the threads; called when no request is inside any more, or time is up."""
+        """Ends the engines and the threads; called when no request is inside any more, or time is up.
+
+        It blocks for a while: an event loop calls it in a thread.
+        """
         self.begin_drain()
         self.fleet.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -128,10 +131,11 @@ class Runtime:
     def open_job(self, task: str, request_id: str, headers: Mapping[str, str]) -> Job:
         """Starts the record of a request whose headers have just arrived."""
         now_s = self.clock()
+        default = self.fleet.default(task)
         return Job(
             request_id=request_id,
             task=task,
-            model=self.fleet.label(task) or UNKNOWN_MODEL,
+            model=UNKNOWN_MODEL if default is None else default.name,
             arrived_s=now_s,
             deadline_s=now_s + self.settings.request_deadline_s,
             trace_headers={name: headers[name] for name in TRACE_HEADERS if name in headers},
@@ -156,6 +160,10 @@ class Runtime:
             late = ApiError("deadline_exceeded" if timer.expired() else "internal")
             self._note_error(job, late)
             raise late from cause
+        except asyncio.CancelledError:  # by the server that waits no longer; else by whom the answer was for
+            is_ending = self.is_draining or self.has_failed
+            self._note_error(job, ApiError("draining" if is_ending else "client_closed_request"))
+            raise
         except BaseException:
             self._note_error(job, ApiError("internal"))
             raise
@@ -170,13 +178,13 @@ class Runtime:
         Raises ApiError: no such model, one that cannot serve, or too much inside.
         """
         settings = self.settings
-        engine = self.fleet.engines[job.model]
         if fields.model is not None:
-            engine = self.fleet.named(fields.model, job.task)
+            job.model = self.fleet.named(fields.model, job.task).name
+        engine = self.fleet.engines[job.model]
         if (problem := engine.health()) is not None:
-            job.model = engine.name
             raise problem
-        if engine.name != job.model:
+        assert job.place is not None, "a job inside has a place"
+        if job.place.admission is not engine.admission:
             self._leave(job)
             self._take_place(job, engine)
         job.priority = fields.priority
@@ -187,7 +195,6 @@ class Runtime:
             fast=floor_of(settings),
         )
         dense_tokens = request_tokens(len(fields.pictures()), fields.texts_read(), engine.image_tokens)
-        assert job.place is not None, "a job inside has a place"
         if not engine.admission.try_resize(job.place, engine.typical_need(job.target) * dense_tokens):
             raise ApiError("overloaded")
         return engine
@@ -225,7 +232,12 @@ class Runtime:
         if self._fetcher is None or not any(is_url(image) for _, image in pictures):
             return list(pictures)
         began_s = self.clock()
-        found = await asyncio.gather(*(self._fetched_one(param, image) for param, image in pictures))
+        fetches = [asyncio.ensure_future(self._fetched_one(param, image)) for param, image in pictures]
+        try:
+            found = await asyncio.gather(*fetches)
+        finally:
+            for fetch in fetches:  # when one fails, nobody waits for the others
+                fetch.cancel()
         job.seconds["decode"] = self.clock() - began_s
         return found
 
@@ -239,20 +251,20 @@ class Runtime:
             raise
 
     def _enter(self, job: Job) -> None:
+        """Which model a request names stands in its body: until that is read, a place with any will do."""
         if self.is_draining:
             raise ApiError("draining")
-        self._take_place(job, self.fleet.default(job.task))
+        self._take_place(job, *self.fleet.able(job.task))
 
-    def _take_place(self, job: Job, engine: Engine) -> None:
-        job.model = engine.name
-        job.place = engine.admission.try_enter()
+    def _take_place(self, job: Job, *engines: Engine) -> None:
+        places = (engine.admission.try_enter() for engine in engines)
+        job.place = next(filter(None, places), None)
         if job.place is None:
             raise ApiError("overloaded")
 
     def _leave(self, job: Job) -> None:
         if job.place is not None:
-            admission = self.fleet.engines[job.model].admission
-            admission.leave(job.place, self.clock(), was_answered=job.outcome == "ok")
+            job.place.admission.leave(job.place, self.clock(), was_answered=job.outcome == "ok")
             job.place = None
 
     def _publish(self, job: Job) -> None:

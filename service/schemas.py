@@ -1,17 +1,23 @@
 """What every route takes and gives over HTTP beside its own: choices of model and cost, report, error."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.controller import Quality, Reason
+
 ReportLevel = Literal["none", "summary", "full"]
-Quality = Literal["exact", "balanced", "fast"]
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 ShortText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 Image = str | bytes
 IMAGE_FIELDS = ("image", "images")
+
+Item = TypeVar("Item")
+MAX_ITEMS = 1000  # of any list, and parts of a form, whatever the settings allow
+# The bound is pydantic's too: it makes an error of each bad item, and a body has room for millions.
+Several = Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
 
 IMAGE_HELP = "base64, a data: URL, an http(s) URL where the operator allows it, or (multipart) a file"
 
@@ -113,9 +119,9 @@ class TargetReport(BaseModel):
 
     asked: float = Field(description="by this request, or by the operator where it did not say")
     served: float = Field(description="what was aimed at")
-    reason: Literal["floor", "load", "method"] | None = Field(
-        description="why they differ: the model goes no lower, the server was overloaded, or its pruning has "
-        "one setting"
+    reason: Reason | None = Field(
+        description="why they differ: the model goes no lower, the server was overloaded, its pruning method "
+        "has one setting, the operator has fixed one, or nothing tells what a setting would cost"
     )
 
 

@@ -11,6 +11,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.sources import DotEnvSettingsSource
 
+from service.schemas import MAX_ITEMS
+
 PREFIX = "MADTP_"
 DEMO_MODELS = "checkpoints"
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -110,8 +112,10 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(16_000_000, ge=1, description="bytes of a request body")
     max_image_bytes: int = Field(10_000_000, ge=1, description="bytes of an image file")
     max_image_pixels: int = Field(25_000_000, ge=9, description="pixels of an image, read from its header")
-    max_images: int = Field(16, ge=1, description="images of one request")
-    max_candidates: int = Field(64, ge=1, description="candidate answers, or texts, of one request")
+    max_images: int = Field(16, ge=1, le=MAX_ITEMS, description="images of one request")
+    max_candidates: int = Field(
+        64, ge=1, le=MAX_ITEMS, description="candidate answers, or texts, of one request"
+    )
     image_cache_bytes: int = Field(
         0, ge=0, description="encoded images that each model keeps, per_instance or dense; 0 keeps none"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from service.controller import Controller, Setting, TargetClass
+from service.controller import DENSE, Controller, Reason, Setting, TargetClass
 
 if TYPE_CHECKING:
     from service.model import Model
@@ -25,22 +25,24 @@ class Steering(Protocol):
 class OneSetting:
     """One prune temperature for whoever does not want dense, whatever else they want.
 
-    That of a method without training, which was told its flops_ratio when it was made, and the operator's
-    fixed one.
+    flops_ratio: what it is meant to spend. reason: why a request that wants another does not get it.
     """
 
-    def __init__(self, prune_temperature: float, flops_ratio: float) -> None:
+    def __init__(self, prune_temperature: float, flops_ratio: float, reason: Reason) -> None:
         is_dense = prune_temperature == 0 or flops_ratio >= 1
         self._temperature = 0.0 if is_dense else prune_temperature
         self._flops_ratio = 1.0 if is_dense else flops_ratio
+        self._reason = reason
 
     def settings(self, classes: Sequence[TargetClass]) -> list[Setting]:
         """What each request of the next batch runs at."""
         return [self._setting(one.flops_ratio) for one in classes]
 
     def _setting(self, wanted: float) -> Setting:
-        temperature, ratio = (0.0, 1.0) if wanted >= 1 else (self._temperature, self._flops_ratio)
-        return Setting(temperature, flops_ratio=ratio, asked_ratio=ratio, is_floor=wanted < ratio)
+        if wanted >= 1:
+            return DENSE
+        ratio = self._flops_ratio
+        return Setting(self._temperature, ratio, ratio, None if wanted == ratio else self._reason)
 
     def observe(
         self, classes: Sequence[TargetClass], settings: Sequence[Setting], flops_ratios: Sequence[float]
@@ -54,11 +56,13 @@ class OneSetting:
 def steering_of(model: Model, settings: Settings) -> Steering:
     """The steering of a model under the operator's settings."""
     if model.pruning is None:
-        return OneSetting(0.0, 1.0)
+        return OneSetting(0.0, 1.0, "floor")
     if settings.prune_temperature is not None:
-        return OneSetting(settings.prune_temperature, min(settings.flops_target, 0.999))
+        return OneSetting(settings.prune_temperature, min(settings.flops_target, 0.999), "fixed")
     if model.pruning.is_scheduled:
-        return OneSetting(1.0, settings.flops_target)
+        return OneSetting(1.0, settings.flops_target, "method")
+    if model.calibration is None:
+        return OneSetting(0.0, 1.0, "uncalibrated")
     return Controller(
         model.calibration,
         settings.keep_mode,

@@ -2,15 +2,15 @@
 
 from pydantic import Field, model_validator
 
-from service.schemas import IMAGE_HELP, Image, Reply, ReplyReport, RequestFields, Text, missing
+from service.schemas import IMAGE_HELP, Image, Reply, ReplyReport, RequestFields, Several, Text, missing
 from service.tasks.base import EXAMPLE_IMAGE, Task
 
 
 class EmbeddingFields(RequestFields):
     """Images and texts to embed, at least one of either."""
 
-    images: list[Image] | None = Field(None, min_length=1, description=f"pictures: {IMAGE_HELP}")
-    texts: list[Text] | None = Field(None, min_length=1, description="texts, each embedded alone")
+    images: Several[Image] | None = Field(None, description=f"pictures: {IMAGE_HELP}")
+    texts: Several[Text] | None = Field(None, description="texts, each embedded alone")
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> "EmbeddingFields":

@@ -2,7 +2,17 @@
 
 from pydantic import BaseModel, Field, model_validator
 
-from service.schemas import IMAGE_HELP, Image, Reply, ReplyReport, RequestFields, Text, conflict, missing
+from service.schemas import (
+    IMAGE_HELP,
+    Image,
+    Reply,
+    ReplyReport,
+    RequestFields,
+    Several,
+    Text,
+    conflict,
+    missing,
+)
 from service.tasks.base import EXAMPLE_IMAGE, Task
 
 
@@ -10,9 +20,9 @@ class RankFields(RequestFields):
     """An image and texts, or a text and images: the several are the candidates."""
 
     image: Image | None = Field(None, description=f"the picture that `texts` are ranked for: {IMAGE_HELP}")
-    texts: list[Text] | None = Field(None, min_length=1, description="candidate texts for `image`")
+    texts: Several[Text] | None = Field(None, description="candidate texts for `image`")
     text: Text | None = Field(None, description="the text that `images` are ranked for")
-    images: list[Image] | None = Field(None, min_length=1, description="candidate pictures for `text`")
+    images: Several[Image] | None = Field(None, description="candidate pictures for `text`")
     rerank: int | None = Field(
         None,
         ge=0,

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, Field
 
-from service.schemas import IMAGE_HELP, Image, Reply, ReplyReport, RequestFields, ShortText, Text
+from service.schemas import IMAGE_HELP, Image, Reply, ReplyReport, RequestFields, Several, ShortText, Text
 from service.tasks.base import EXAMPLE_IMAGE, Task
 
 
@@ -11,8 +11,8 @@ class VqaFields(RequestFields):
 
     image: Image = Field(description=f"the picture: {IMAGE_HELP}")
     question: Text = Field(description="what to ask of the picture")
-    candidates: list[ShortText] | None = Field(
-        None, min_length=1, description="answers to rank; without them one is generated"
+    candidates: Several[ShortText] | None = Field(
+        None, description="answers to rank; without them one is generated"
     )
     num_beams: int = Field(1, ge=1, le=16, description="beams of the generated answer; 1 is greedy")
 

@@ -485,11 +485,14 @@ def test_a_batch_that_stalls_makes_it_not_ready(start: Start, model: FakeModel) 
         assert model.has_begun.wait(10)
         assert engine.health() is None
         clock.now_s += 61.0
-        health = engine.health()
+        health, may_recover = engine.health(), not engine.is_hung
+        clock.now_s += 60.0
+        is_hung = engine.is_hung
     assert health is not None
     assert health.code == "engine_failed"
+    assert may_recover and is_hung
     assert _answer(job) == "slow"
-    assert engine.health() is None
+    assert engine.health() is None and not engine.is_hung
 
 
 def test_a_probe_that_stalls_makes_it_not_ready(start: Start, model: FakeModel) -> None:

@@ -118,6 +118,49 @@ def test_json_that_is_no_object(client: TestClient, content: bytes) -> None:
     check(client.post("/v1/vqa", content=content, headers=JSON), "invalid_value")
 
 
+def test_a_body_of_very_many_values_is_refused_before_any_is_looked_at(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.schemas.RequestFields.model_validate_json", lambda *_, **__: 1 / 0)
+    content = b'{"candidates": [1' + b",1" * 30_000 + b"]}"
+    check(client.post("/v1/vqa", content=content, headers=JSON), "invalid_value")
+
+
+def test_a_list_is_not_read_beyond_its_bound(client: TestClient, question: dict[str, Any]) -> None:
+    error = check(
+        client.post("/v1/vqa", json=question | {"candidates": [1] * 5000}), "invalid_value", "candidates"
+    )
+    assert "1000 items" in error["message"]  # not that of the first item, so none was
+
+
+def test_a_form_without_its_closing_boundary_is_not_taken_for_a_shorter_one(
+    client: TestClient, png: bytes
+) -> None:
+    request = client.build_request(
+        "POST", "/v1/vqa", data={"question": "is it?", "quality": "exact"}, files={"image": png}
+    )
+    content = request.read()
+    headers = {"content-type": request.headers["content-type"]}
+    assert client.post("/v1/vqa", content=content, headers=headers).status_code == 200
+    for cut in (4, len(png) + 20):
+        check(client.post("/v1/vqa", content=content[:-cut], headers=headers), "malformed_multipart")
+
+
+@pytest.mark.parametrize("charset", ["punycode", "undefined", "utf-16", "rot13", "no-such", '"'])
+def test_forms_in_other_charsets(client: TestClient, charset: str) -> None:
+    """Python's punycode takes time that grows with the text's square, and `undefined` raises."""
+    body = b'--x\r\nContent-Disposition: form-data; name="question"\r\n\r\na\r\n--x--\r\n'
+    headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    check(client.post("/v1/vqa", content=body, headers=headers), "unsupported_content_type")
+    headers = {"content-type": "multipart/form-data; boundary=x; charset=UTF-8"}
+    check(client.post("/v1/vqa", content=body, headers=headers), "missing_field", "image")
+
+
+def test_a_url_that_is_too_long(client: TestClient) -> None:
+    check(client.post("/v1/vqa?" + "a=1&" * 3000), "bad_request")
+    check(client.get("/" + "a" * 9000), "bad_request")
+
+
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/form-data; boundary=x"])
 def test_malformed_multipart(client: TestClient, content_type: str) -> None:
     response = client.post("/v1/vqa", content=b"not a part", headers={"content-type": content_type})
@@ -208,6 +251,51 @@ def test_overload_is_answered_at_once_with_retry_after_and_decodes_nothing(
     assert 'madtp_images_decoded_total{model="fake"} 1.0' in metrics
     assert 'madtp_shed_total{model="fake",reason="overloaded",task="vqa"} 1.0' in metrics
     assert client.post("/v1/vqa", json=question).status_code == 200
+
+
+def _inside(client: TestClient) -> dict[str, int]:
+    engines = client.app.state.runtime.fleet.engines  # type: ignore[attr-defined]
+    return {name: engine.admission.inside for name, engine in engines.items()}
+
+
+def test_a_model_that_is_full_does_not_turn_away_who_names_another(
+    serve: Serve, question: dict[str, Any]
+) -> None:
+    full, free = FakeModel(), FakeModel()
+    client = serve({"full": full, "free": free}, max_queue=1)
+    with ThreadPoolExecutor(1) as threads, full.held():
+        first = threads.submit(client.post, "/v1/vqa", json=question)
+        assert full.has_begun.wait(10)
+        assert client.post("/v1/vqa", json=question | {"model": "free"}).status_code == 200
+        for fields in (question, question | {"model": "full"}):
+            check(client.post("/v1/vqa", json=fields), "overloaded")
+        assert _inside(client) == {"full": 1, "free": 0}
+    assert first.result(10).status_code == 200
+    assert _inside(client) == {"full": 0, "free": 0}
+
+
+def test_whoever_names_a_model_that_cannot_serve_leaves_no_place_taken(
+    serve: Serve, question: dict[str, Any]
+) -> None:
+    bad = FakeModel()
+    client = serve({"good": FakeModel(), "bad": bad}, max_queue=2)
+    check(client.post("/v1/vqa", json=question | {"question": "kill it", "model": "bad"}), "engine_failed")
+    for _ in range(3):
+        check(client.post("/v1/vqa", json=question | {"model": "bad"}), "engine_failed")
+        check(client.post("/v1/vqa", json=question | {"model": "none"}), "model_not_found", "model")
+    assert _inside(client) == {"good": 0, "bad": 0}
+    assert client.post("/v1/vqa", json=question).status_code == 200
+    shed = 'madtp_shed_total{model="bad",reason="engine_failed",task="vqa"} 4.0'
+    assert shed in client.get("/metrics").text
+
+
+def test_a_default_model_that_cannot_serve_is_not_replaced_by_another_unasked(
+    serve: Serve, question: dict[str, Any]
+) -> None:
+    client = serve({"bad": FakeModel(), "good": FakeModel()})
+    check(client.post("/v1/vqa", json=question | {"question": "kill it"}), "engine_failed")
+    check(client.post("/v1/vqa", json=question), "engine_failed")
+    assert client.post("/v1/vqa", json=question | {"model": "good"}).status_code == 200
 
 
 def test_what_is_larger_than_what_is_left_is_turned_away_before_it_is_decoded(

@@ -9,7 +9,9 @@ import pytest
 
 from service.errors import ApiError
 from service.fetch import ImageFetcher, is_public
-from tests.serving.conftest import Serve
+from service.job import Job
+from service.runtime import Runtime
+from tests.serving.conftest import MakeSettings, Serve
 from tests.serving.test_errors import check
 
 PUBLIC = "93.184.215.14"
@@ -165,6 +167,44 @@ def test_a_host_that_does_not_answer() -> None:
 def test_a_host_that_does_not_exist() -> None:
     names = {"other.example": [PUBLIC]}
     assert _code("http://img.example/", FakeNetwork({}), addresses=names) == "image_url_failed"
+
+
+@pytest.mark.parametrize("host", ["a..img.example", "x" * 64 + ".img.example"])
+def test_a_host_that_cannot_even_be_looked_up(host: str) -> None:
+    fetcher = ImageFetcher(["*.img.example"], max_bytes=9, timeout_s=5.0, network=FakeNetwork({}))
+    with pytest.raises(ApiError, match="image_url_failed"):
+        asyncio.run(fetcher.fetch(f"http://{host}/"))
+
+
+def test_a_redirect_that_is_no_url() -> None:
+    network = FakeNetwork({PUBLIC: [_reply(b"", "302 Found", "location: http://[")]})
+    assert _code("http://img.example/", network) == "image_url_failed"
+
+
+def test_when_one_image_fails_the_others_are_not_fetched_on(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+
+    async def fetch(self: ImageFetcher, url: str) -> bytes:
+        if "bad" in url:
+            raise ApiError("image_url_failed")
+        try:
+            return await asyncio.sleep(60, b"")
+        finally:
+            ended.append(url)
+
+    async def both() -> None:
+        runtime = Runtime(make_settings(image_url_hosts="img.example"), {})
+        job = Job("r", "reasoning", "none", arrived_s=0.0, deadline_s=1.0)
+        with pytest.raises(ApiError) as caught:
+            await runtime._fetched(job, [("images.0", "http://slow/"), ("images.1", "http://bad/")])
+        assert caught.value.param == "images.1"
+        await asyncio.sleep(0)
+        assert ended == ["http://slow/"]
+
+    monkeypatch.setattr(ImageFetcher, "fetch", fetch)
+    asyncio.run(both())
 
 
 def test_a_request_with_a_url(

@@ -1,13 +1,19 @@
 """Logs are JSON lines that follow a request and never show what it contained."""
 
+import io
 import json
 import logging
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from PIL import Image
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser
 from starlette.testclient import TestClient
 
-from service.logs import JsonFormatter
+from service.logs import JsonFormatter, configure_logging
 
 
 def _lines(caplog: pytest.LogCaptureFixture, *, with_messages: bool = False) -> list[dict[str, Any]]:
@@ -68,6 +74,34 @@ def test_neither_texts_nor_images_are_logged(
     text = json.dumps(lines)
     assert marker not in text
     assert question["image"] not in text
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What the service writes once its logs are set up; all is as it was afterwards."""
+    stream, root, parser = io.StringIO(), logging.getLogger(), logging.getLogger("python_multipart")
+    before = root.handlers, root.level, parser.level
+    monkeypatch.setattr("sys.stderr", stream)
+    with warnings.catch_warnings():
+        logging.captureWarnings(capture=False)  # another test may have left them captured
+        configure_logging("info")
+        yield stream
+        logging.captureWarnings(capture=False)
+    root.handlers, root.level, parser.level = before
+
+
+def test_warnings_are_lines_too(configured: io.StringIO) -> None:
+    warnings.warn("mind the gap", stacklevel=1)
+    assert json.loads(configured.getvalue())["level"] == "warning"
+
+
+def test_what_libraries_remark_on_a_clients_bytes_is_not_logged(configured: io.StringIO) -> None:
+    picture = Image.Exif()
+    picture.load(b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    assert dict(picture) == {}
+    with pytest.raises(FormParserError):
+        MultipartParser(b"x").write(b"--y")
+    assert configured.getvalue() == ""
 
 
 def _raised() -> logging.LogRecord:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tests.serving.conftest import Serve
+from tests.serving.conftest import Serve, wait_until
 from tests.serving.fakes import COST, FakeModel
 
 DOCS = Path(__file__).parents[2] / "docs" / "api.md"
@@ -65,6 +65,9 @@ def test_process_metrics_are_there(client: TestClient) -> None:
 
 def test_what_one_answer_counts(client: TestClient, question: dict[str, Any]) -> None:
     client.post("/v1/vqa", json=question)
+    wait_until(
+        lambda: "madtp_prune_temperature{" in client.get("/metrics").text
+    )  # the engine's, after the answer
     text = client.get("/metrics").text
     task = 'model="fake",task="vqa"'
     expected = {

@@ -149,6 +149,42 @@ def test_an_error_after_the_answer_began_closes_the_connection() -> None:
         asyncio.run(exchange.run(RequestGuard(breaking, max_body_bytes=100)))
 
 
+def test_a_request_that_the_server_waits_no_longer_for_is_told_that_it_drains() -> None:
+    async def hanging(scope: Message, receive: Any, send: Any) -> None:
+        await asyncio.sleep(60)
+
+    async def abandon(exchange: Exchange) -> None:
+        task = asyncio.ensure_future(exchange.run(RequestGuard(hanging, max_body_bytes=100)))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    exchange = Exchange([], {})
+    asyncio.run(abandon(exchange))
+    start, answer = _messages(exchange)
+    assert start["status"] == 503
+    assert b"draining" in answer["body"]
+
+
+@pytest.mark.parametrize(("is_draining", "outcome"), [(True, "unavailable"), (False, "cancelled")])
+def test_a_handler_that_is_cancelled_frees_its_place_and_is_counted(
+    client: TestClient, is_draining: bool, outcome: str
+) -> None:
+    runtime = client.app.state.runtime  # type: ignore[attr-defined]
+    job = runtime.open_job("vqa", "r", {})
+
+    async def abandon() -> None:
+        async with runtime.serving(job):
+            assert runtime.fleet.inside == 1
+            runtime.is_draining = is_draining
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(abandon())
+    assert (runtime.fleet.inside, job.outcome) == (0, outcome)
+
+
 def test_a_client_that_goes_away_cancels_its_job(
     client: TestClient, model: FakeModel, question: Message
 ) -> None:

@@ -34,7 +34,7 @@ def _served(first: int, need: float, keep_mode: str) -> Served:
         started_s=0.0,
         batch_size=2,
         keep_mode=keep_mode,
-        setting=Setting(0.5, 0.5, 0.5, is_floor=False),
+        setting=Setting(0.5, 0.5, 0.5),
         inference_s=0.0,
         postprocess_s=0.0,
     )

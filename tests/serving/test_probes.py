@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 
 from service.app import create_app
+from service.health import CheckRecord
 from tests.serving.conftest import MakeSettings, Serve, wait_until
 from tests.serving.fakes import FakeModel
 from tests.serving.test_errors import check
@@ -64,6 +66,14 @@ def test_an_engine_that_breaks_and_heals(serve: Serve, model: FakeModel) -> None
     assert client.get("/livez").status_code == 200
     model.is_broken = False
     wait_until(lambda: client.get("/readyz").status_code == 200)
+
+
+def test_a_server_whose_batch_hangs_for_good_asks_to_be_restarted(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serve()
+    monkeypatch.setattr(CheckRecord, "is_hung", property(lambda _: True))
+    check(client.get("/livez"), "engine_failed")
 
 
 def test_one_model_that_cannot_serve_makes_the_server_not_ready_but_the_other_serves(

@@ -26,7 +26,7 @@ def plain(vqa_checkpoint: Checkpoint, tmp_path: Path) -> ModelSource:
 def spent(source: ModelSource, settings: Settings) -> float:
     model = load_model(source, settings)
     forward = Forward("plain", model, settings, time.monotonic)
-    job = Job("r", "vqa", "plain", arrived_s=0.0, deadline_s=inf)
+    job = Job("r", "vqa", "plain", arrived_s=0.0, deadline_s=inf, target=forward.usual_target())
     job.note_prepared(Prepared(trial_query(model, "vqa"), 1, 64.0, None, 0.0, 0.0, 0.0))
     (served,), _ = forward.run([job])
     return served.spent.cost.flops_ratio

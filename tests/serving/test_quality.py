@@ -1,5 +1,6 @@
 """What a request may spend: quality, its own target, the floor, and what the report says of it."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.admission import Admission
+from service.controller import EXACT, TargetClass
 from service.job import Job
+from service.steering import OneSetting
 from tests.serving.conftest import Serve
 from tests.serving.fakes import FakeModel
 from tests.serving.test_errors import check
@@ -79,9 +82,18 @@ def test_values_out_of_range(client: TestClient, question: dict[str, Any], value
     check(client.post("/v1/vqa", json=question | {"flops_target": value}), "invalid_value", "flops_target")
 
 
-def test_not_a_number_is_no_target(client: TestClient, question: dict[str, Any]) -> None:
-    response = client.post("/v1/vqa", data=question | {"flops_target": "nan"}, files={"x": ("", b"")})
-    assert response.status_code == 422
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_not_a_number_is_no_target(client: TestClient, png: bytes, value: str) -> None:
+    fields = {"question": "is it red?", "flops_target": value}
+    response = client.post("/v1/vqa", data=fields, files={"image": png})
+    check(response, "invalid_value", "flops_target")
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999"])
+def test_nor_is_it_in_json(client: TestClient, question: dict[str, Any], value: str) -> None:
+    content = json.dumps(question)[:-1] + f', "flops_target": {value}}}'
+    response = client.post("/v1/vqa", content=content, headers={"content-type": "application/json"})
+    check(response, "invalid_value", "flops_target")
 
 
 def test_a_model_that_is_not_pruned_says_that_it_goes_no_lower(
@@ -90,6 +102,32 @@ def test_a_model_that_is_not_pruned_says_that_it_goes_no_lower(
     client = serve({"dense": FakeModel(is_pruned=False)})
     assert _target(client, question) == (0.5, 1.0, "floor")
     assert _target(client, question | {"quality": "exact"}) == (1.0, 1.0, None)
+
+
+def test_a_model_that_was_never_calibrated_says_so(serve: Serve, question: dict[str, Any]) -> None:
+    client = serve({"new": FakeModel(is_calibrated=False)})
+    assert _target(client, question) == (0.5, 1.0, "uncalibrated")
+    assert _target(client, question | {"quality": "exact"}) == (1.0, 1.0, None)
+
+
+def test_a_prune_temperature_that_the_operator_has_fixed_is_told(
+    serve: Serve, model: FakeModel, question: dict[str, Any]
+) -> None:
+    client = serve(prune_temperature=0.7)
+    assert _target(client, question) == (0.5, 0.5, None)
+    assert _target(client, question | {"flops_target": 0.3}) == (0.3, 0.5, "fixed")
+    assert _target(client, question | {"flops_target": 0.8}) == (0.8, 0.5, "fixed")
+    assert model.temperatures == [0.7] * 3
+
+
+def test_a_method_without_training_has_one_setting() -> None:
+    low, high = (TargetClass("", ratio, may_degrade=False) for ratio in (0.4, 0.9))
+    settings = OneSetting(1.0, 0.6, "method").settings([low, high, EXACT])
+    assert [(one.prune_temperature, one.flops_ratio, one.reason) for one in settings] == [
+        (1.0, 0.6, "method"),
+        (1.0, 0.6, "method"),
+        (0.0, 1.0, None),
+    ]
 
 
 def test_a_full_server_lowers_the_target_before_it_sheds(
