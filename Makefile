@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo "make serve         answer questions on http://127.0.0.1:8000 (settings: MADTP_...=... make serve)"
 	@echo "make test          run the tests"
-	@echo "make lint          ruff, and mypy --strict on both packages"
+	@echo "make lint          ruff, and mypy --strict"
 	@echo "make format        let ruff put the code in form"
 	@echo "make bench         time full-size BLIP-base, dense and pruned (BENCH_ARGS=... for options)"
 	@echo "make loadtest      two minutes of load on make serve, or on a service it starts; report in runs/loadtests"
@@ -46,7 +46,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict madtp_core service
+	$(BIN)/mypy --strict madtp_core service loadtests deploy
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

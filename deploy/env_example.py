@@ -17,11 +17,13 @@ _HEAD = """\
 # Every setting of the service with its default; docs/api.md says more. Copy this file to .env and take away
 # the # of a line to change it. `make serve` and `docker compose up` both read .env, after the environment.
 
-# Of docker compose alone: where packages come from at build time (empty: pip's default), the port on this
+# Of docker compose alone: where packages come from at build time (empty: pip's default), the ports on this
 # machine, and what the service may use (0 processors: all; set MADTP_THREADS to as many as you allow).
 #PIP_INDEX_URL=
 #TORCH_INDEX_URL=
 #SERVICE_PORT=8000
+#PROMETHEUS_PORT=9090
+#GRAFANA_PORT=3000
 #SERVICE_CPUS=0
 #SERVICE_MEMORY=4g
 """

@@ -77,12 +77,12 @@ def read_trace_s(path: Path) -> list[float]:
     """Read send times from a text file, a number of seconds a line, and give them from 0 upwards.
 
     Empty lines and lines that begin with # are left out. Raises LoadTestError for anything else that is not a
-    finite number, and for a file without a time.
+    finite number, and for a file without two different times.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise LoadTestError(f"cannot read the trace {path}: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadTestError(f"cannot read the trace {path}: {error}") from error
     times_s = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -94,7 +94,7 @@ def read_trace_s(path: Path) -> list[float]:
         if not math.isfinite(time_s):
             raise LoadTestError(f"{path}:{number}: wanted a number of seconds, got {line.strip()!r}")
         times_s.append(time_s)
-    if not times_s:
-        raise LoadTestError(f"{path} has no send times")
+    if len(set(times_s)) < 2:
+        raise LoadTestError(f"{path}: wanted two different send times at least, got {sorted(set(times_s))}")
     first_s = min(times_s)
     return sorted(time_s - first_s for time_s in times_s)

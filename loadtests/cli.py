@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from loadtests.arguments import count, positive
 from loadtests.ceiling import client_ceiling
 from loadtests.claims.options import add_options as add_claims_options
 from loadtests.compare import brief, compare, find_highest, read_comparison
@@ -52,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
         factor = _factor(scenario, options.rate, target.unloaded_median_s)
         trial = run_trial(target, scenario, requests, factor=factor, limit_s=limit_s, seed=scenario.seed)
     _say(brief(trial["summary"]))
-    _write(result("run", scenario, limit_s, {"service": target}), options.out)
+    _write(result("run", scenario, limit_s, {"service": target}), _folder(scenario.name, options.out))
     return 1 if trial["summary"]["failed"] else 0
 
 
@@ -64,13 +65,18 @@ def _search(options: argparse.Namespace) -> int:
         find_highest(target, scenario, requests, limit_s=limit_s, say=_say)
     assert target.highest is not None, "the search notes what it found"
     _say(f"highest rate that met the SLO: {target.highest['met_per_s']:.1f}/s")
-    _write(result("search", scenario, limit_s, {"service": target}), options.out)
+    _write(result("search", scenario, limit_s, {"service": target}), _folder(scenario.name, options.out))
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
     comparison, scenario = read_comparison(options.comparison)
-    _write(compare(comparison, scenario, _say), options.out)
+    wanted = {"loads": options.loads, "rounds": options.rounds, "search": options.search}
+    comparison = comparison.model_copy(update={name: it for name, it in wanted.items() if it is not None})
+    if options.seconds is not None:
+        scenario = scenario.lasting(options.seconds)
+    folder = _folder(comparison.name, options.out)
+    _write_views(compare(comparison, scenario, _say, keep=lambda raw: _write_raw(raw, folder)), folder)
     return 0
 
 
@@ -87,7 +93,9 @@ def _plot(options: argparse.Namespace) -> int:
         raise LoadTestError(f"{options.result} is not a result of ours: {error}") from error
     if raw.get("schema") != SCHEMA:
         raise LoadTestError(f"{options.result} has schema {raw.get('schema')!r}, wanted {SCHEMA}")
-    _write_views(raw, options.out or options.result.parent)
+    folder = options.out or options.result.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_views(raw, folder)
     return 0
 
 
@@ -117,16 +125,22 @@ def _factor(scenario: Scenario, rate_per_s: float | None, median_s: float) -> fl
     return 1 / median_s if scenario.rate_unit == "unloaded" else 1.0
 
 
-def _write(raw: dict[str, Any], out: Path | None) -> None:
-    name = f"{raw['scenario']['name']}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = out or Path("runs", "loadtests", name)
+def _folder(name: str, out: Path | None) -> Path:
+    folder = out or Path("runs", "loadtests", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(json.dumps(raw, separators=(",", ":")) + "\n", "utf-8")
+    return folder
+
+
+def _write(raw: dict[str, Any], folder: Path) -> None:
+    _write_raw(raw, folder)
     _write_views(raw, folder)
 
 
+def _write_raw(raw: dict[str, Any], folder: Path) -> None:
+    (folder / "result.json").write_text(json.dumps(raw, separators=(",", ":")) + "\n", "utf-8")
+
+
 def _write_views(raw: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text(render(raw), "utf-8")
     draw(raw, folder / "report.png")
     _say(f"report: {folder / 'report.md'}")
@@ -151,10 +165,14 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("scenario", type=Path, help="a YAML file, see loadtests/scenarios")
         sub.add_argument("--url", help=f"the service ({DEFAULT_URL} if it is ready, else one is started)")
     run.add_argument(
-        "--rate", type=_positive, help="mean rate in requests a second, instead of the scenario's"
+        "--rate", type=positive, help="mean rate in requests a second, instead of the scenario's"
     )
     sub = add("compare", _compare, "Start several configurations and load them in turn.")
     sub.add_argument("comparison", type=Path, help="a YAML file, see loadtests/comparisons")
+    sub.add_argument("--loads", type=positive, nargs="+", help="instead of the file's")
+    sub.add_argument("--rounds", type=count, help="instead of the file's")
+    sub.add_argument("--search", action=argparse.BooleanOptionalAction, help="instead of the file's")
+    sub.add_argument("--seconds", type=positive, help="of a trial, instead of the scenario's")
     for sub in commands.choices.values():
         sub.add_argument(
             "--out", type=Path, help="folder of result.json, report.md, report.png (runs/loadtests/...)"
@@ -165,12 +183,5 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("result", type=Path, help="a result.json")
     sub.add_argument("--out", type=Path, help="folder to write to (that of the result)")
     sub = add("ceiling", _ceiling, "Measure how many requests a second this client can send here.")
-    sub.add_argument("--processes", type=int, default=1, help="sending processes (%(default)s)")
+    sub.add_argument("--processes", type=count, default=1, help="sending processes (%(default)s)")
     return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError("must be above 0")
-    return value

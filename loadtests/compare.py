@@ -62,32 +62,32 @@ def rotated(names: Sequence[str], turn: int) -> list[str]:
 
 
 def compare(
-    comparison: Comparison, scenario: Scenario, say: Say, start: StartService = serving
+    comparison: Comparison,
+    scenario: Scenario,
+    say: Say,
+    start: StartService = serving,
+    keep: Callable[[dict[str, Any]], None] = lambda raw: None,
 ) -> dict[str, Any]:
     """Run the whole comparison and give its raw result; all see the same arrivals and requests.
 
-    start: gives a service with these settings, by its address.
+    start: gives a service with these settings, by its address. keep: is told the result so far after every
+    round and search, as what comes later may fail.
     """
     requests = prepare_requests(scenario)
-    names = [*comparison.configurations, *comparison.peers]
+    about = {"name": comparison.name, "description": f"{comparison.description} {scenario.description}"}
+    scenario = scenario.model_copy(update=about)
     with ExitStack() as stack:
-        targets = {}
-        for name in names:
-            server: AbstractContextManager[str]
-            if (peer := comparison.peers.get(name)) is not None:
-                settings, server = peer.settings(), serving_peer(peer)
-            else:
-                settings = comparison.settings | comparison.configurations[name]
-                server = start(settings)
-            url = stack.enter_context(server)
-            targets[name] = Target(url, unloaded_median_s(url, requests, scenario.timeout_s), settings)
-            say(f"{name}: ready, unloaded median {1000 * targets[name].unloaded_median_s:.1f} ms")
-        reference = targets[names[0]]
+        targets = _started(comparison, scenario, requests, stack, say=say, start=start)
+        reference = next(iter(targets.values()))
         limit_s = scenario.slo.limit_s(reference.unloaded_median_s)
+
+        def so_far() -> dict[str, Any]:
+            return result("compare", scenario, limit_s, targets)
+
         for turn in range(comparison.rounds):
             for load in comparison.loads:
                 factor = load / reference.unloaded_median_s / scenario.mean_rate()
-                for name in rotated(names, turn):
+                for name in rotated(list(targets), turn):
                     trial = run_trial(
                         targets[name],
                         scenario,
@@ -97,10 +97,41 @@ def compare(
                         seed=scenario.seed + turn,
                     )
                     say(f"round {turn + 1}, load {load:g}, {name}: {brief(trial['summary'])}")
+            keep(so_far())
         if comparison.search:
-            for name in names:
-                find_highest(targets[name], scenario, requests, limit_s=limit_s, say=say)
-    return result("compare", scenario, limit_s, targets)
+            for name, target in targets.items():
+                say(f"{name}: the highest rate that meets the SLO")
+                find_highest(target, scenario, requests, limit_s=limit_s, say=say)
+                keep(so_far())
+        return so_far()
+
+
+def _started(
+    comparison: Comparison,
+    scenario: Scenario,
+    requests: Sequence[PreparedRequest],
+    stack: ExitStack,
+    *,
+    say: Say,
+    start: StartService,
+) -> dict[str, Target]:
+    """Start everything, and then measure each unloaded: an idle neighbour costs them all the same."""
+    settings, urls = {}, {}
+    for name in [*comparison.configurations, *comparison.peers]:
+        server: AbstractContextManager[str]
+        if (peer := comparison.peers.get(name)) is not None:
+            settings[name], server = peer.settings(), serving_peer(peer)
+        else:
+            settings[name] = comparison.settings | comparison.configurations[name]
+            server = start(settings[name])
+        urls[name] = stack.enter_context(server)
+        say(f"{name}: ready")
+    targets = {}
+    for name, url in urls.items():
+        median_s = unloaded_median_s(url, requests, scenario.timeout_s)
+        targets[name] = Target(url, median_s, settings[name])
+        say(f"{name}: unloaded median {1000 * median_s:.1f} ms")
+    return targets
 
 
 def find_highest(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +21,8 @@ from loadtests.requests import PreparedRequest
 _START_TIMEOUT_S = 60.0
 _LEAD_S = 0.2  # from the last process's "ready" to the start of the load
 
-_Result = tuple[
-    list[Outcome], float, float
-]  # what a process sends back: outcomes, its processor and wall time
+# What a process sends back: outcomes, its processor time, its wall time.
+_Result = tuple[list[Outcome], float, float]
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,9 @@ def _work(
     timeout_s: float,
 ) -> None:
     """Run in a process of its own: say ready, wait for the start, send, and only then read the replies."""
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a socket for each open request
+    gc.disable()  # a collection walks over every reply kept so far, while requests are due
     pipe.send(None)
     start_s: float = pipe.recv()
     cpu_before_s = time.process_time()

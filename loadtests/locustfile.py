@@ -9,15 +9,23 @@ Use it to look around; `python -m loadtests` measures latency under a given rate
 
 import itertools
 import json
+import random
+from functools import cache
 from pathlib import Path
 
 from locust import HttpUser, between, task
 
 from loadtests.grading import is_right
-from loadtests.requests import prepare_requests
+from loadtests.requests import PreparedRequest, prepare_requests
 from loadtests.scenario import read_scenario
 
 SCENARIO = Path(__file__).parent / "scenarios" / "uniform.yaml"
+
+
+@cache
+def requests_of_all() -> list[PreparedRequest]:
+    """Make the scenario's requests, once for all users of a process."""
+    return prepare_requests(read_scenario(SCENARIO))
 
 
 class Visitor(HttpUser):
@@ -26,8 +34,10 @@ class Visitor(HttpUser):
     wait_time = between(0.1, 1.0)
 
     def on_start(self) -> None:
-        """Make the requests of the scenario, once a user."""
-        self.requests = itertools.cycle(prepare_requests(read_scenario(SCENARIO)))
+        """Begin somewhere among the requests: users in step would send the same at the same time."""
+        requests = requests_of_all()
+        start = random.randrange(len(requests))
+        self.requests = itertools.cycle(requests[start:] + requests[:start])
 
     @task
     def ask(self) -> None:

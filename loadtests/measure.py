@@ -17,7 +17,7 @@ from loadtests.errors import LoadTestError
 from loadtests.load import plan_requests, run_load
 from loadtests.outcome import OK, Outcome, as_columns, from_columns, read_reply
 from loadtests.requests import PreparedRequest
-from loadtests.scenario import Scenario, Trace
+from loadtests.scenario import Scenario
 from loadtests.scrape import Snapshot, added, between, server_side, take_snapshot
 from loadtests.summary import summarise
 
@@ -85,7 +85,7 @@ def run_trial(
     )
     outcomes = [outcome for outcome in load.outcomes if outcome.scheduled_s >= scenario.warm_up_s]
     trial = {
-        "rate_per_s": scenario.mean_rate() * (1 if isinstance(scenario.arrivals, Trace) else factor),
+        "rate_per_s": scenario.mean_rate() * factor,
         "seed": seed,
         "window_s": scenario.planned_s() - scenario.warm_up_s,
         "client_cpu_s": load.client_cpu_s,

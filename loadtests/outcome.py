@@ -59,7 +59,8 @@ def read_reply(reply: Reply, request: PreparedRequest) -> Outcome:
     if status == OK:
         try:
             content = json.loads(reply.body)
-            report = content["report"] or {}
+            report = dict(content["report"] or {})
+            report["difficulty"] = dict(report.get("difficulty") or {})
             graded = is_right(request.task, request.label, content)
         except (ValueError, KeyError, TypeError) as error:
             status, problem, report = 0, f"unreadable reply: {type(error).__name__}", None
@@ -78,7 +79,7 @@ def read_reply(reply: Reply, request: PreparedRequest) -> Outcome:
         flops=report.get("flops"),
         dense_flops=report.get("dense_flops"),
         token_density=report.get("token_density"),
-        difficulty=(report.get("difficulty") or {}).get("measured"),
+        difficulty=report.get("difficulty", {}).get("measured"),
     )
 
 

@@ -40,6 +40,10 @@ def _at(*path: str) -> Callable[[dict[str, Any]], Any]:
     return read
 
 
+def _p50_and_p99(latency_s: dict[str, float] | None) -> str:
+    return _NONE if latency_s is None else f"{1000 * latency_s['p50']:.0f}, {1000 * latency_s['p99']:.0f}"
+
+
 def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms"
 
@@ -64,6 +68,7 @@ _COST: list[_Column] = [
     ("offered /s", _at("offered_per_s"), _number(1)),
     ("**good /s**", _at("goodput_per_s"), _number(1)),
     ("accuracy %", _at("accuracy"), _number(1, 100)),
+    ("±", _at("accuracy_margin"), _number(1, 100)),
     ("flops_ratio", _at("cost", "flops_ratio"), _number(3)),
     ("MFLOPs a request", _at("cost", "flops"), _number(1, 1e-6)),
     ("token density", _at("cost", "token_density"), _number(3)),
@@ -71,6 +76,7 @@ _COST: list[_Column] = [
     ("needed / kept", _at("server", "needed_per_kept"), _number(3)),
     ("run / spent", _at("server", "padding"), _number(2)),
     ("server cores", _at("server", "cpu_cores"), _number(2)),
+    ("server ms a request", _at("server", "cpu_s_per_request"), _number(1, 1000)),
     ("client cores", _at("client_cpu_cores"), _number(2)),
     ("send lag p99 ms", _at("send_lag_s", "p99"), _number(1, 1000)),
 ]
@@ -97,6 +103,8 @@ def render(raw: dict[str, Any]) -> str:
         f"- Warm-up of {scenario['warm_up_s']:g} s left out; arrivals {_arrivals(scenario)}; tasks "
         f"{_mix(scenario['tasks'])}; difficulty {_mix(scenario['difficulty'])}; sizes "
         f"{_mix(scenario['images']['sizes'])}; formats {_mix(scenario['images']['formats'])}.",
+        f"- {scenario['distinct_requests']} distinct requests, sent in turn by {scenario['processes']} "
+        "process(es). Quantiles are of all answers of a row; p99.9 of fewer than 1,000 is the slowest.",
         "",
         "## Requests",
         "",
@@ -104,7 +112,8 @@ def render(raw: dict[str, Any]) -> str:
         "",
         "## Accuracy and cost at these points",
         "",
-        "Accuracy is of graded answers; `run / spent` is padding; cores are processor seconds each second.",
+        "Accuracy is of graded answers, ± half of its 95 % interval; `run / spent` is padding; cores are "
+        "processor seconds each second, `server ms a request` processor time of an answer.",
         "",
         *_table(pooled, _COST),
         *_breakdowns(pooled),
@@ -129,19 +138,26 @@ def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list
     return [f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows)]
 
 
+_Shown = Callable[[Any], str]
+_BREAKDOWNS: list[tuple[str, str, _Shown]] = [
+    ("Latency in ms by task, p50 and p99:", "latency_s_by_task", _p50_and_p99),
+    ("Accuracy in percent by task:", "accuracy_by_task", _number(1, 100)),
+    ("Accuracy in percent by difficulty:", "accuracy_by_band", _number(1, 100)),
+]
+
+
 def _breakdowns(pooled: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines = []
-    for title, key in (("task", "accuracy_by_task"), ("difficulty", "accuracy_by_band")):
+    for title, key, show in _BREAKDOWNS:
         groups = sorted({group for summaries in pooled.values() for one in summaries for group in one[key]})
         if len(groups) < 2:
             continue
         rows = [
-            [name, f"{one['offered_per_s']:.1f}", *(_number(1, 100)(one[key].get(group)) for group in groups)]
+            [name, f"{one['offered_per_s']:.1f}", *(show(one[key].get(group)) for group in groups)]
             for name, summaries in pooled.items()
             for one in summaries
         ]
-        lines += ["", f"Accuracy in percent by {title}:", ""]
-        lines += markdown_table(["configuration", "offered /s", *groups], rows)
+        lines += ["", title, "", *markdown_table(["configuration", "offered /s", *groups], rows)]
     return lines
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from loadtests.arrivals import Segment, arrival_times_s, read_trace_s
 from loadtests.errors import LoadTestError
@@ -40,28 +40,26 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Poisson(_Strict):
+class _Constant(_Strict):
+    rate: _Positive
+    duration_s: _Positive
+
+    def segments(self) -> list[Segment]:
+        return [Segment(self.duration_s, self.rate, self.rate)]
+
+
+class Poisson(_Constant):
     """Independent arrivals at a constant rate."""
 
     kind: Literal["poisson"]
-    rate: _Positive
-    duration_s: _Positive
     cv: Literal[1] = 1
 
-    def segments(self) -> list[Segment]:
-        return [Segment(self.duration_s, self.rate, self.rate)]
 
-
-class Gamma(_Strict):
+class Gamma(_Constant):
     """Bursts: gaps with the coefficient of variation `cv`; 1 is Poisson, 0 a clock."""
 
     kind: Literal["gamma"]
-    rate: _Positive
-    duration_s: _Positive
     cv: Annotated[float, Field(ge=0, le=20)]
-
-    def segments(self) -> list[Segment]:
-        return [Segment(self.duration_s, self.rate, self.rate)]
 
 
 class Ramp(_Strict):
@@ -183,17 +181,25 @@ class Scenario(_Strict):
             return read_trace_s(Path(self.folder, self.arrivals.path))[-1]
         return sum(segment.duration_s for segment in self.arrivals.segments())
 
+    def lasting(self, duration_s: float) -> Scenario:
+        """Let this load last another time, a fifth of it warm-up; raises LoadTestError for steps, traces."""
+        if isinstance(self.arrivals, Steps | Trace):
+            raise LoadTestError(f"{self.name}: a load of the kind {self.arrivals.kind} has its own duration")
+        arrivals = self.arrivals.model_copy(update={"duration_s": duration_s})
+        return self.model_copy(update={"arrivals": arrivals, "warm_up_s": duration_s / 5})
+
     def mean_rate(self) -> float:
         """Requests a second in the mean, in the scenario's unit."""
         if isinstance(self.arrivals, Trace):
-            times_s = read_trace_s(Path(self.folder, self.arrivals.path))
-            return len(times_s) / times_s[-1] if times_s[-1] else math.inf
+            return len(read_trace_s(Path(self.folder, self.arrivals.path))) / self.planned_s()
         expected = sum(segment.expected for segment in self.arrivals.segments())
         return expected / self.planned_s()
 
     def schedule_s(self, *, factor: float = 1.0, seed: int | None = None) -> list[float]:
-        """Draw the send times with every rate times `factor`; a trace is played as it is."""
+        """Draw the send times, every rate times `factor`; raises LoadTestError for a trace and a factor."""
         if isinstance(self.arrivals, Trace):
+            if factor != 1:
+                raise LoadTestError(f"{self.name}: a trace is played as it is, it has no rate to change")
             return read_trace_s(Path(self.folder, self.arrivals.path))
         scaled = [
             Segment(segment.duration_s, segment.start_per_s * factor, segment.end_per_s * factor)
@@ -211,17 +217,31 @@ def read_checked(path: Path, model: type[_Model], **extra: Any) -> _Model:
         content = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
         raise LoadTestError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise LoadTestError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise LoadTestError(f"{path}: wanted fields at the top, got {type(content).__name__}")
     try:
         return model.model_validate(content | extra)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}" for problem in error.errors()
-        )
-        raise LoadTestError(f"{path}: {problems}") from error
+        problems = "".join(f"\n  {_said(problem)}" for problem in error.errors())
+        raise LoadTestError(f"{path}:{problems}") from error
+
+
+_PLAIN = {
+    "extra_forbidden": "there is no such field",
+    "missing": "is missing",
+    "union_tag_not_found": "`kind` is missing",
+}
+
+
+def _said(problem: ErrorDetails) -> str:
+    """Say where a file is wrong, what was wanted, and what was found."""
+    where = ".".join(str(part) for part in problem["loc"] if part != "[key]") or "file"
+    if (plain := _PLAIN.get(problem["type"])) is not None:
+        return f"{where}: {plain}"
+    found = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
+    return f"{where}: {problem['msg']}{found}"
 
 
 def read_scenario(path: Path) -> Scenario:

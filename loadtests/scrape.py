@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -46,13 +46,13 @@ def read_counters(text: str) -> dict[str, float]:
 
 
 def take_snapshot(url: str) -> Snapshot | None:
-    """Read the server's counters now; None where it has no /metrics or does not answer in time."""
+    """Read the server's counters now; None where it has no /metrics in Prometheus' format, or is too slow."""
     try:
         with urllib.request.urlopen(f"{url}/metrics", timeout=_TIMEOUT_S) as response:
-            text = response.read().decode()
-    except (urllib.error.URLError, TimeoutError, OSError):
+            counters = read_counters(response.read().decode())
+    except (OSError, HTTPException, ValueError):  # OSError: urllib's errors, and a timeout
         return None
-    return Snapshot(time.monotonic(), read_counters(text))
+    return Snapshot(time.monotonic(), counters)
 
 
 def between(before: Snapshot | None, after: Snapshot | None) -> dict[str, float]:
@@ -76,7 +76,8 @@ def server_side(counted: Mapping[str, float]) -> dict[str, float]:
     """Give figures of the server from its counters: none where it has none.
 
     `needed_per_kept` is the mean keep efficiency of a request, `padding` the operations really run / those
-    spent without pads, `cpu_cores` processor seconds a second, `stage_<name>_s` the mean of a stage.
+    spent without pads, `cpu_cores` processor seconds a second, `cpu_s_per_request` those of an answer (the
+    little that shed ones take included), `stage_<name>_s` the mean of a stage.
     """
 
     def ratio(above: str, below: str) -> float | None:
@@ -85,6 +86,7 @@ def server_side(counted: Mapping[str, float]) -> dict[str, float]:
     stages = [name.partition(":")[2] for name in counted if name.startswith("madtp_stage_seconds_sum:")]
     figures = {
         "cpu_cores": ratio("process_cpu_seconds_total", "seconds"),
+        "cpu_s_per_request": ratio("process_cpu_seconds_total", "madtp_batch_size_sum"),
         "batch_size": ratio("madtp_batch_size_sum", "madtp_batch_size_count"),
         "needed_per_kept": ratio("madtp_keep_efficiency_sum", "madtp_keep_efficiency_count"),
         "flops_ratio": ratio("madtp_flops_total:spent", "madtp_flops_total:dense"),

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from loadtests.errors import LoadTestError
 
 ROOT = Path(__file__).parents[1]
 _PREFIX = "MADTP_"
-_READY_TIMEOUT_S = 180.0
+_READY_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 40.0
 _POLL_S = 0.1
 _LOG_TAIL = 2000  # characters of a dead server's log that are shown
@@ -37,7 +39,7 @@ def answers(address: str) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=5) as response:
             return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+    except (OSError, HTTPException):  # OSError: urllib's errors, and a timeout
         return False
 
 
@@ -46,21 +48,36 @@ def is_ready(url: str) -> bool:
     return answers(f"{url}/readyz")
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that is ready: where, and as which process."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+
 @contextmanager
 def serving(settings: Mapping[str, str]) -> Iterator[str]:
-    """Start `madtp-serve` with these MADTP_ settings, wait until it is ready, and give its address.
+    """Start our service as `own_service` does, and give its address."""
+    with own_service(settings) as server:
+        yield server.url
+
+
+@contextmanager
+def own_service(settings: Mapping[str, str]) -> Iterator[Server]:
+    """Start `madtp-serve` with these MADTP_ settings on a free port, wait until it is ready, and give it.
 
     It is stopped by SIGTERM. Raises LoadTestError as `started`.
     """
     port = free_port()
     environment = {"MADTP_LOG_LEVEL": "warning"} | dict(settings) | {"MADTP_PORT": str(port)}
     command = [sys.executable, "-m", "service.cli"]
-    with started(command, environment, f"http://127.0.0.1:{port}") as url:
-        yield url
+    with started(command, environment, f"http://127.0.0.1:{port}") as server:
+        yield server
 
 
 @contextmanager
-def started(command: Sequence[str], environment: Mapping[str, str], url: str) -> Iterator[str]:
+def started(command: Sequence[str], environment: Mapping[str, str], url: str) -> Iterator[Server]:
     """Start a server at the root of the repository, wait until `url` is ready, and give it.
 
     `environment` comes on top of that of this process, whose MADTP_ variables do not reach it. The server is
@@ -69,20 +86,32 @@ def started(command: Sequence[str], environment: Mapping[str, str], url: str) ->
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=inherited | dict(environment), stdout=log, stderr=log
+            command,
+            cwd=ROOT,
+            env=inherited | dict(environment),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # a process group of its own, see `_stop`
         )
         try:
-            _wait_until_ready(process, url)
-            yield url
-        except LoadTestError as error:
-            log.seek(0)
-            raise LoadTestError(f"{error}\n{log.read()[-_LOG_TAIL:]}") from error
-        finally:
-            process.terminate()
             try:
-                process.wait(_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+                _wait_until_ready(process, url)
+            except LoadTestError as error:
+                log.seek(0)
+                raise LoadTestError(f"{error}\n{log.read()[-_LOG_TAIL:]}") from error
+            yield Server(url, process)
+        finally:
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server by SIGTERM, and then what it leaves behind: LitServe leaves its workers."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_TIMEOUT_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from loadtests.outcome import OK, SHED, Outcome
@@ -34,9 +34,9 @@ def summarise(outcomes: Sequence[Outcome], *, window_s: float, slo: Slo, limit_s
     """
     answered = [outcome for outcome in outcomes if outcome.status == OK]
     good = [outcome for outcome in answered if is_good(outcome, limit_s)]
+    by_task = _groups(answered, lambda outcome: outcome.task)
     shed = sum(outcome.status in SHED for outcome in outcomes)
     failed = len(outcomes) - len(answered) - shed
-    latencies_s = sorted(outcome.latency_s for outcome in answered)
     lags_s = sorted(outcome.send_lag_s for outcome in outcomes)
     lag_s = quantile(lags_s, 0.99) if lags_s else 0.0
     return {
@@ -52,23 +52,44 @@ def summarise(outcomes: Sequence[Outcome], *, window_s: float, slo: Slo, limit_s
         "good_share": len(good) / len(outcomes) if outcomes else None,
         "slo_met": bool(outcomes) and len(good) >= slo.quantile * len(outcomes) and not failed,
         "statuses": _statuses(outcomes),
-        "latency_s": {name: quantile(latencies_s, share) for name, share in QUANTILES.items()}
-        | {"max": latencies_s[-1]}
-        if latencies_s
-        else None,
+        "latency_s": latencies(answered),
+        "latency_s_by_task": {task: latencies(group) for task, group in by_task.items()},
         "accuracy": accuracy(answered),
-        "accuracy_by_task": _by(answered, lambda outcome: outcome.task),
-        "accuracy_by_band": _by(answered, lambda outcome: outcome.band),
+        "accuracy_margin": accuracy_margin(answered),
+        "accuracy_by_task": _accuracies(by_task),
+        "accuracy_by_band": _accuracies(_groups(answered, lambda outcome: outcome.band)),
         "cost": cost(answered),
         "send_lag_s": {"p99": lag_s, "max": lags_s[-1] if lags_s else 0.0},
         "client_was_bottleneck": lag_s > MAX_LAG_SHARE * limit_s,
     }
 
 
+def latencies(answered: Sequence[Outcome]) -> dict[str, float] | None:
+    """Give quantiles and the largest of the latencies, in seconds; None without answers."""
+    ordered = sorted(outcome.latency_s for outcome in answered)
+    if not ordered:
+        return None
+    return {name: quantile(ordered, share) for name, share in QUANTILES.items()} | {"max": ordered[-1]}
+
+
 def accuracy(outcomes: Sequence[Outcome]) -> float | None:
     """Give the share of right answers among those that could be graded; None where none could."""
     graded = [outcome.is_right for outcome in outcomes if outcome.is_right is not None]
     return sum(graded) / len(graded) if graded else None
+
+
+def accuracy_margin(outcomes: Sequence[Outcome]) -> float | None:
+    """Give half of the width of the accuracy's 95 % interval; None where nothing could be graded.
+
+    Agresti and Coull's, which is not empty where all are right. Distinct requests count: one that was sent
+    again says nothing new.
+    """
+    share = accuracy(outcomes)
+    if share is None:
+        return None
+    count = len({outcome.request for outcome in outcomes if outcome.is_right is not None})
+    padded = (share * count + 2) / (count + 4)
+    return 1.96 * math.sqrt(padded * (1 - padded) / (count + 4))
 
 
 def cost(answered: Sequence[Outcome]) -> dict[str, float] | None:
@@ -94,11 +115,15 @@ def cost(answered: Sequence[Outcome]) -> dict[str, float] | None:
     }
 
 
-def _by(outcomes: Sequence[Outcome], key: Callable[[Outcome], str]) -> dict[str, float]:
+def _groups(outcomes: Sequence[Outcome], key: Callable[[Outcome], str]) -> dict[str, list[Outcome]]:
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(key(outcome), []).append(outcome)
-    graded = {name: accuracy(group) for name, group in sorted(groups.items())}
+    return dict(sorted(groups.items()))
+
+
+def _accuracies(groups: Mapping[str, Sequence[Outcome]]) -> dict[str, float]:
+    graded = {name: accuracy(group) for name, group in groups.items()}
     return {name: share for name, share in graded.items() if share is not None}
 
 

@@ -2,7 +2,7 @@
 
     python -m deploy.ray.failover [--rate 15] [--seconds 20]
 
-Needs the extras `ray` and `loadtests`, and Linux. Status 1 where a request was not answered, where the second
+Needs the extras `ray` and `loadtest`, and Linux. Status 1 where a request was not answered, where the second
 engine does not come back, or where the application does not end with status 0.
 """
 

@@ -25,6 +25,8 @@ def run_claims(options: argparse.Namespace) -> int:
     plan = Plan.tiny(options.checkpoint) if options.tiny else Plan(options.checkpoint)
     if options.samples is not None:
         plan = replace(plan, samples=options.samples)
+    if options.batch_sizes is not None:
+        plan = replace(plan, batch_sizes=tuple(options.batch_sizes))
     measure_claims([CLAIMS[name] for name in options.only or CLAIMS], Bench(plan, _say), options.out)
     (options.out / SECTION).write_text(render(list(CLAIMS.values()), options.out, _command(options)), "utf-8")
     _say(f"section: {options.out / SECTION}")
@@ -42,6 +44,7 @@ def measure_claims(claims: list[Claim], bench: Bench, out: Path) -> None:
 def _command(options: argparse.Namespace) -> str:
     words = ["python", "-m", "loadtests", "claims", "--checkpoint", options.checkpoint]
     words += [] if options.samples is None else ["--samples", str(options.samples)]
+    words += [] if options.batch_sizes is None else ["--batch-sizes", *map(str, options.batch_sizes)]
     words += ["--tiny"] if options.tiny else []
     return shlex.join([*words, "--out", str(options.out)])
 

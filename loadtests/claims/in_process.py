@@ -17,8 +17,7 @@ from PIL import Image
 
 from loadtests.errors import LoadTestError
 from loadtests.requests import PreparedRequest
-from madtp_core.evaluate import Sample
-from madtp_core.evaluate.run import Outlay
+from madtp_core.evaluate import Outlay, Sample
 from madtp_core.evaluate.samples import Picture
 from madtp_core.evaluate.scores import MEASURES, score
 from service.controller import target_class

@@ -12,7 +12,6 @@ from loadtests.claims.claim import Claim, Found, Step
 from loadtests.claims.verdict import Verdict
 from loadtests.compare import compare, read_comparison
 from loadtests.report import markdown_table, pooled_by_rate
-from loadtests.scenario import Poisson
 from service.settings import Settings
 
 COMPARISON = Path(__file__).parents[1] / "comparisons" / "keep_modes.yaml"
@@ -38,12 +37,9 @@ def _compare(bench: Bench, _: Found) -> dict[str, Any]:
             "rounds": min(plan.rounds, comparison.rounds),
         }
     )
-    arrivals = Poisson(kind="poisson", rate=1.0, duration_s=plan.load_s)
-    scenario = scenario.model_copy(
+    scenario = scenario.lasting(plan.load_s).model_copy(
         update={
-            "arrivals": arrivals,
             "tasks": {bench.route: 1.0},
-            "warm_up_s": plan.load_s / 5,
             "distinct_requests": min(plan.requests, scenario.distinct_requests),
         }
     )

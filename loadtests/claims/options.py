@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from loadtests.arguments import count
+
 NAMES = ("control", "keeping", "overhead", "overload", "keep-modes")
 
 
@@ -14,7 +16,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", default="checkpoints/blip-vqa-shapes", help="the demo model (%(default)s)"
     )
-    parser.add_argument("--samples", type=_count, help="requests of each run of control and keeping (5000)")
+    parser.add_argument("--samples", type=count, help="requests of each run of control and keeping (5000)")
+    parser.add_argument(
+        "--batch-sizes", type=count, nargs="+", metavar="N", help="of control (1 2 4 8 16 32)"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -24,10 +29,3 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tiny", action="store_true", help="as little as shows that all runs; its figures mean nothing"
     )
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value

@@ -29,9 +29,8 @@ from loadtests.summary import quantile
 SCENARIO = Path(__file__).parents[1] / "scenarios" / "overload.yaml"
 MOST_SHED_S = 0.020
 MOST_RECOVERY_S = 5.0
-QUEUE_SHARE = (
-    0.6  # of the SLO's time that a full queue takes at capacity: the rest is for the batch that runs
-)
+# Of the SLO's time that a full queue takes at capacity: the rest is for the batch that runs.
+QUEUE_SHARE = 0.6
 _STEADY = 16  # answers in a row at full quality: it is back
 _DISTINCT = 400
 _NEAR, _OUT_OF_REACH = 1.01, 1.1  # how far from a target counts as at it

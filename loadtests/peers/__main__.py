@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from pydantic import ValidationError
+
 from loadtests.peers.options import Peer
 
 
@@ -21,7 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-wait-s", type=float, default=0.005, help="for batch mates (%(default)s)")
     given = vars(parser.parse_args(arguments))
     port = given.pop("port")
-    peer = Peer.model_validate(given)
+    try:
+        peer = Peer.model_validate(given)
+    except ValidationError as error:
+        parser.error(str(error))
     if peer.framework == "litserve":
         from loadtests.peers.litserve_blip import serve
     else:

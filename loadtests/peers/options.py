@@ -45,5 +45,5 @@ def serving_peer(peer: Peer) -> Iterator[str]:
     """Start a peer on a free loopback port and give its address once it answers; raises LoadTestError."""
     port = free_port()
     command = [sys.executable, "-m", "loadtests.peers", *peer.flags(), "--port", str(port)]
-    with started(command, {}, f"http://127.0.0.1:{port}") as url:
-        yield url
+    with started(command, {}, f"http://127.0.0.1:{port}") as server:
+        yield server.url

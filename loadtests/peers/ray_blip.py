@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from pathlib import Path
+import asyncio
 from typing import Any
 
-import ray
 from ray import serve as ray_serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from deploy.ray.local import local_ray
 from loadtests.peers.blip import HuggingFaceBlip, Query
 from loadtests.peers.options import Peer
 from loadtests.peers.wire import picture_bytes, reply
-
-_ROOT = Path(__file__).parents[2]
-_LOOPBACK = "127.0.0.1"
-_OBJECT_STORE_BYTES = 100_000_000
 
 
 class Blip:
@@ -32,8 +25,9 @@ class Blip:
 
     async def __call__(self, request: Request) -> JSONResponse:
         """Answer one request, with whoever comes at the same time."""
-        if request.url.path == "/readyz":
-            return JSONResponse({"status": "ready"})
+        if request.method == "GET":
+            is_known = request.url.path == "/readyz"
+            return JSONResponse({"status": "ready" if is_known else "unknown"}, 200 if is_known else 404)
         if request.headers["content-type"].startswith("multipart/form-data"):
             fields: Any = await request.form()
         else:
@@ -43,24 +37,14 @@ class Blip:
 
     @ray_serve.batch  # type: ignore[untyped-decorator]
     async def _answer(self, queries: list[Query]) -> list[dict[str, Any]]:
-        return [reply(answer, len(queries)) for answer in self._model.answer(queries)]
+        # In a thread: in the event loop it would keep the next requests from being prepared: small batches.
+        answers = await asyncio.to_thread(self._model.answer, queries)
+        return [reply(answer, len(queries)) for answer in answers]
 
 
 def serve(peer: Peer, port: int) -> None:
     """Serve on the loopback address until SIGTERM or SIGINT."""
-    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "RAY_USAGE_STATS_ENABLED": "0"}
-    stop = threading.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, lambda *_: stop.set())
     on_gpu = peer.device.startswith("cuda")
-    ray.init(
-        num_cpus=1,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        _node_ip_address=_LOOPBACK,
-    )
     # Ray's advice: a replica holds more requests than one batch, so that the next fills while one runs.
     deployment = ray_serve.deployment(
         Blip,
@@ -68,10 +52,6 @@ def serve(peer: Peer, port: int) -> None:
         max_ongoing_requests=2 * peer.max_batch_size,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if on_gpu else 0},
     )
-    try:
-        ray_serve.start(http_options={"host": _LOOPBACK, "port": port})
+    with local_ray(cpus=1, port=port) as stop:
         ray_serve.run(deployment.bind(peer), name="peer")
         stop.wait()
-    finally:
-        ray_serve.shutdown()
-        ray.shutdown()

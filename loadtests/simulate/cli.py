@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+from loadtests.arguments import positive
 from loadtests.errors import LoadTestError
 from loadtests.simulate.costs import CostModel, read_costs
 from loadtests.simulate.result import Result, summarise
@@ -32,8 +33,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--costs", type=Path, help="JSON of measured batches to fit: a list of [size, tokens, seconds]"
     )
     parser.add_argument("--seed", type=int, default=0, help="of arrivals, needs and predictions")
-    parser.add_argument("--target", type=float, help="flops_ratio to hold, if not the scenario's")
-    parser.add_argument("--duration", type=float, metavar="S", help="virtual seconds, if not the scenario's")
+    parser.add_argument("--target", type=positive, help="flops_ratio to hold, if not the scenario's")
+    parser.add_argument(
+        "--duration", type=positive, metavar="S", help="virtual seconds, if not the scenario's"
+    )
     parser.add_argument("--out", type=Path, help="where to write setups and results as JSON")
     return parser.parse_args(arguments)
 
@@ -42,10 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a scenario; 0, or 2 for what the user can repair."""
     options = parse(arguments)
     try:
-        costs = read_costs(options.costs) if options.costs else CostModel()
+        _run(options)
     except LoadTestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    costs = read_costs(options.costs) if options.costs else CostModel()
     rows = []
     setups = [_changed(setup, options) for setup in SCENARIOS[options.scenario].setups()]
     width = max(len(setup.label) for setup in setups)
@@ -59,7 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out:
         report = {"scenario": options.scenario, "costs": asdict(costs), "runs": rows}
         options.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    return 0
 
 
 def _changed(setup: Setup, options: argparse.Namespace) -> Setup:

@@ -20,8 +20,9 @@ from service.controller import Controller, Setting, TargetClass
 
 @dataclass(frozen=True)
 class BatchLog:
-    """One batch that was answered: when, whose, and at what cost."""
+    """One batch that was answered: when, how large, and at what cost."""
 
+    began_s: float
     finished_s: float
     size: int
     prune_temperature: float
@@ -37,7 +38,6 @@ class Run:
     shed: list[int] = field(default_factory=list)
     expired: list[int] = field(default_factory=list)
     batches: list[BatchLog] = field(default_factory=list)
-    busy_s: float = 0.0
 
 
 class Replica:
@@ -46,7 +46,7 @@ class Replica:
     def __init__(self, batcher: Batcher, controller: Controller) -> None:
         self.batcher = batcher
         self.controller = controller
-        self.running: tuple[tuple[int, ...], list[Setting], Outcome] | None = None
+        self.running: tuple[float, tuple[int, ...], list[Setting], Outcome] | None = None  # since when, ...
         self.wake_at_s = math.inf
         batcher.next_batch(0.0)  # it asks and finds nothing: idle
 
@@ -80,13 +80,17 @@ class Fleet:
         self._run = Run(np.full(len(workload), np.nan))
 
     def serve(self) -> Run:
-        """Runs until the last arrival: what is unfinished then has no answer."""
+        """Runs until the last request has left: under overload the slowest are those that waited longest."""
         for key, arrival_s in enumerate(self._workload.arrival_s.tolist()):
-            while self._events and self._events[0][0] <= arrival_s:
-                now_s, _, index, action = heapq.heappop(self._events)
-                action(now_s, index)
+            self._happen_until(arrival_s)
             self._arrive(key, arrival_s)
+        self._happen_until(math.inf)
         return self._run
+
+    def _happen_until(self, end_s: float) -> None:
+        while self._events and self._events[0][0] <= end_s:
+            now_s, _, index, action = heapq.heappop(self._events)
+            action(now_s, index)
 
     def _arrive(self, key: int, now_s: float) -> None:
         need = float(self._workload.predicted[key])
@@ -122,19 +126,20 @@ class Fleet:
         settings = replica.controller.settings([self._target] * len(decision.batch))
         temperatures = [setting.prune_temperature for setting in settings]
         outcome = self._plant.run(self._workload.needs[list(decision.batch)], temperatures)
-        replica.running = decision.batch, settings, outcome
+        replica.running = now_s, decision.batch, settings, outcome
         seconds = self._costs.seconds(len(settings), sum(outcome.flops_ratios) * self._tokens)
-        self._run.busy_s += seconds
         self._at(now_s + seconds, index, self._finish)
 
     def _finish(self, now_s: float, index: int) -> None:
         replica = self._replicas[index]
         assert replica.running is not None, "only what runs can finish"
-        keys, settings, outcome = replica.running
+        began_s, keys, settings, outcome = replica.running
         replica.running = None
         replica.controller.observe([self._target] * len(keys), settings, outcome.flops_ratios)
         self._run.batches.append(
-            BatchLog(now_s, len(keys), settings[0].prune_temperature, settings[0].flops_ratio, outcome)
+            BatchLog(
+                began_s, now_s, len(keys), settings[0].prune_temperature, settings[0].flops_ratio, outcome
+            )
         )
         for key in keys:
             self._leave(index, key)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from loadtests.errors import LoadTestError
 from loadtests.simulate.fleet import BatchLog, Run
 from loadtests.simulate.setup import Setup
 from loadtests.simulate.workload import Array, Workload
@@ -44,12 +45,17 @@ class Result:
 
 
 def summarise(setup: Setup, workload: Workload, run: Run) -> Result:
-    """Counts requests that arrived, and batches that ended, after the warm-up."""
+    """Counts requests that arrived after the warm-up, whenever they left, and batches that ended in it.
+
+    Raises LoadTestError where there is neither.
+    """
     begin_s = WARM_UP_SHARE * setup.duration_s
-    batches = [batch for batch in run.batches if batch.finished_s >= begin_s]
+    batches = [batch for batch in run.batches if begin_s <= batch.finished_s <= setup.duration_s]
     first = int(np.searchsorted(workload.arrival_s, begin_s))
     latency_s = run.latency_s[first:]
     answered = latency_s[np.isfinite(latency_s)]
+    if not batches or not len(answered):
+        raise LoadTestError(f"{setup.label}: nothing was answered in {setup.duration_s:g} s: make it longer")
     offered = max(1, len(latency_s))
     sizes = np.array([batch.size for batch in batches])
     p50_s, p99_s, p999_s = np.quantile(answered, (0.5, 0.99, 0.999))
@@ -71,8 +77,12 @@ def summarise(setup: Setup, workload: Workload, run: Run) -> Result:
         p999_s=float(p999_s),
         shed=sum(key >= first for key in run.shed) / offered,
         expired=sum(key >= first for key in run.expired) / offered,
-        busy=run.busy_s / (setup.duration_s * setup.replicas),
+        busy=_busy_s(run.batches, setup.duration_s) / (setup.duration_s * setup.replicas),
     )
+
+
+def _busy_s(batches: Sequence[BatchLog], end_s: float) -> float:
+    return sum(max(0.0, min(batch.finished_s, end_s) - batch.began_s) for batch in batches)
 
 
 def _flops_ratios(batches: Sequence[BatchLog]) -> list[float]:

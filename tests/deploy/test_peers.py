@@ -85,9 +85,20 @@ def test_compare_loads_peers_as_further_configurations(monkeypatch: pytest.Monke
     monkeypatch.setattr(compare_module, "unloaded_median_s", lambda *_: 0.1)
     monkeypatch.setattr(compare_module, "run_trial", run_trial)
     monkeypatch.setattr(compare_module, "brief", lambda summary: "")
-    raw = compare(comparison, Scenario.model_validate(SCENARIO), lambda text: None, lambda _: start("own"))
+    kept: list[dict[str, Any]] = []
+    scenario = Scenario.model_validate(SCENARIO)
+    raw = compare(comparison, scenario, lambda text: None, lambda _: start("own"), kept.append)
     assert loaded == ["own", "peer litserve"]
     assert raw["configurations"]["theirs"]["settings"] == peer.settings()
+    assert raw["scenario"]["name"] == "both"
+    assert [one["configurations"] for one in kept] == [raw["configurations"]]
+
+
+def test_wrong_options_of_a_peer_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["ray", "--checkpoint", "somewhere", "--threads", "0"])
+    assert ended.value.code == 2
+    assert "threads" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -215,6 +215,17 @@ def test_the_ray_service_is_hardened_and_bounded_and_of_one_image_and_version() 
         assert {name.removeprefix("MADTP_").lower() for name in names} <= set(Settings.model_fields)
 
 
+def test_the_pods_of_the_ray_service_are_valid_by_kubernetes_schema() -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    cluster = ray_service()["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert set(group) <= {
+            "groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template",
+        }  # fmt: skip
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "any"}, **group["template"]}
+        validator.validate(pod, validator.latest_version(), strict=True)
+
+
 def test_the_ray_service_gives_options_that_exist() -> None:
     pytest.importorskip("ray.serve")
     from deploy.ray import application

@@ -62,8 +62,11 @@ def test_a_trace_begins_at_0_and_is_sorted(tmp_path: Path) -> None:
     assert read_trace_s(path) == [0.0, 1.0, 2.5]
 
 
-@pytest.mark.parametrize(("text", "said"), [("1\ntwo\n", "trace.txt:2"), ("inf\n", ":1"), ("#\n", "no send")])
-def test_a_wrong_trace_names_its_line(tmp_path: Path, text: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("1\ntwo\n", "trace.txt:2"), ("inf\n", ":1"), ("#\n", "got \\[\\]"), ("2\n2\n", "got \\[2.0\\]")],
+)
+def test_a_wrong_trace_is_refused_with_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "trace.txt"
     path.write_text(text)
     with pytest.raises(LoadTestError, match=said):

@@ -11,22 +11,38 @@ from typing import Any
 import pytest
 
 from loadtests.requests import PreparedRequest
+from loadtests.scenario import Scenario
 
 PATH = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
 
 
 @pytest.fixture
-def visitor(monkeypatch: pytest.MonkeyPatch) -> Any:
+def made() -> list[str]:
+    """The scenarios whose requests were made."""
+    return []
+
+
+@pytest.fixture
+def visitor(monkeypatch: pytest.MonkeyPatch, made: list[str]) -> Any:
     locust = ModuleType("locust")
     locust.HttpUser = object  # type: ignore[attr-defined]
     locust.between = lambda least, most: (least, most)  # type: ignore[attr-defined]
     locust.task = lambda function: function  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "locust", locust)
-    prepared = PreparedRequest("vqa", "/v1/vqa", "text/plain", b"body", "red", "easy")
-    monkeypatch.setattr("loadtests.requests.prepare_requests", lambda scenario: [prepared])
+
+    def prepare(scenario: Scenario) -> list[PreparedRequest]:
+        made.append(scenario.name)
+        return [PreparedRequest("vqa", "/v1/vqa", "text/plain", b"body", "red", "easy")]
+
+    monkeypatch.setattr("loadtests.requests.prepare_requests", prepare)
     user = runpy.run_path(str(PATH))["Visitor"]()
     user.on_start()
     return user
+
+
+def test_requests_are_made_once_for_all_users(visitor: Any, made: list[str]) -> None:
+    type(visitor)().on_start()
+    assert made == ["uniform"]
 
 
 @pytest.mark.parametrize(("answer", "failures"), [("red", []), ("blue", ["wrong answer"])])

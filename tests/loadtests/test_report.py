@@ -54,7 +54,7 @@ def test_rounds_of_one_rate_are_one_row(raw: dict[str, Any]) -> None:
 
 def test_the_report_says_what_the_contract_asks_for(raw: dict[str, Any]) -> None:
     text = render(raw)
-    for word in ("offered", "accepted", "good", "shed", "late", "failed", "p50", "p99.9", "accuracy",
+    for word in ("offered", "accepted", "good", "shed", "late", "failed", "p50", "p99.9", "accuracy", "±",
                  "flops_ratio", "density", "needed / kept", "server cores", "client cores"):  # fmt: skip
         assert word in text
     assert "| pruned | 3.5 | – |" in text

@@ -8,7 +8,7 @@ import yaml
 
 from loadtests.compare import read_comparison
 from loadtests.errors import LoadTestError
-from loadtests.scenario import Scenario, parse_size, read_scenario
+from loadtests.scenario import Scenario, Trace, parse_size, read_scenario
 from service.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "loadtests"
@@ -29,7 +29,8 @@ def _write(folder: Path, **changes: Any) -> Path:
 def test_every_committed_scenario_is_valid_and_sends_something(path: Path) -> None:
     scenario = read_scenario(path)
     assert scenario.name.replace("-", "_") == path.stem
-    assert scenario.schedule_s(factor=20 / scenario.mean_rate())
+    factor = 1.0 if isinstance(scenario.arrivals, Trace) else 20 / scenario.mean_rate()
+    assert scenario.schedule_s(factor=factor)
 
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "comparisons").glob("*.yaml")), ids=lambda path: path.stem)
@@ -49,7 +50,9 @@ def test_two_minutes_are_two_minutes() -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"surprise": 1}, "surprise"),
+        ({"surprise": 1}, "surprise: there is no such field"),
+        ({"description": None}, "description: .* string, got None"),
+        ({"arrivals": {"rate": 1.0}}, "arrivals: `kind` is missing"),
         ({"arrivals": {"kind": "poisson", "rate": 0, "duration_s": 1}}, "arrivals.poisson.rate"),
         ({"arrivals": {"kind": "storm"}}, "arrivals"),
         ({"arrivals": {"kind": "steps", "steps": [{"rate": 0.0, "duration_s": 9.0}]}}, "above 0"),
@@ -68,10 +71,10 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], field: 
         read_scenario(_write(tmp_path, **changes))
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "just words"])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("content", [b"[1, 2]", b"a: [", b"just words", b"a: \xff"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "scenario.yaml"
-    path.write_text(text)
+    path.write_bytes(content)
     with pytest.raises(LoadTestError, match=r"scenario\.yaml"):
         read_scenario(path)
 
@@ -86,8 +89,19 @@ def test_the_mean_rate_is_what_is_sent() -> None:
 def test_a_trace_is_found_beside_its_scenario_and_played_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "times.txt").write_text("3\n4\n7\n")
     scenario = read_scenario(_write(tmp_path, arrivals={"kind": "trace", "path": "times.txt"}, warm_up_s=0))
-    assert scenario.schedule_s(factor=5.0) == [0.0, 1.0, 4.0]
+    assert scenario.schedule_s() == [0.0, 1.0, 4.0]
     assert scenario.planned_s() == 4.0
+    assert scenario.mean_rate() == 0.75
+    with pytest.raises(LoadTestError, match="no rate to change"):
+        scenario.schedule_s(factor=5.0)
+
+
+def test_a_load_may_last_another_time_but_not_one_of_steps() -> None:
+    longer = Scenario.model_validate(VALID).lasting(50.0)
+    assert (longer.planned_s(), longer.warm_up_s, longer.mean_rate()) == (50.0, 10.0, 10.0)
+    steps = {"kind": "steps", "steps": [{"rate": 1.0, "duration_s": 9.0}]}
+    with pytest.raises(LoadTestError, match="its own duration"):
+        Scenario.model_validate(VALID | {"arrivals": steps}).lasting(50.0)
 
 
 def test_the_limit_is_a_multiple_of_the_median_or_as_given() -> None:

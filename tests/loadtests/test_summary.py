@@ -1,15 +1,21 @@
 """Summaries: every request is counted once, the SLO counts what was shed, means are over the right things."""
 
+import io
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from http.client import BadStatusLine
+from typing import Any
+from urllib.error import URLError
 
 import pytest
 
 from loadtests.outcome import Outcome, Reply, as_columns, from_columns, read_reply
 from loadtests.requests import PreparedRequest
 from loadtests.scenario import Slo
-from loadtests.scrape import Snapshot, added, between, read_counters, server_side
-from loadtests.summary import quantile, summarise
+from loadtests.scrape import Snapshot, added, between, read_counters, server_side, take_snapshot
+from loadtests.summary import accuracy_margin, quantile, summarise
 
 GOOD = Outcome(0, "vqa", "easy", 1.0, 0.001, 0.05, 200, None, True, 4, 100, 200, 0.5, 0.3)
 LATE = replace(GOOD, latency_s=2.0, is_right=False, band="hard", flops=300, dense_flops=400, batch_size=2)
@@ -56,6 +62,21 @@ def test_latency_accuracy_and_cost_are_of_answers() -> None:
     assert summary["cost"]["batch_size"] == 3
 
 
+def test_latencies_of_tasks_are_told_apart() -> None:
+    summary = _summary(GOOD, replace(LATE, task="caption"), replace(SHED, task="reasoning"))
+    assert {task: one["p99"] for task, one in summary["latency_s_by_task"].items()} == {
+        "caption": 2.0,
+        "vqa": 0.05,
+    }
+
+
+def test_the_margin_of_accuracy_counts_a_repeated_request_once_and_is_never_nothing() -> None:
+    many = [replace(GOOD, request=number) for number in range(96)]
+    assert accuracy_margin(many) == pytest.approx(1.96 * (0.98 * 0.02 / 100) ** 0.5)
+    assert accuracy_margin(many * 10) == accuracy_margin(many)
+    assert accuracy_margin([replace(GOOD, is_right=None)]) is None
+
+
 def test_without_answers_there_are_no_figures_of_them() -> None:
     summary = _summary(SHED)
     assert (summary["latency_s"], summary["accuracy"], summary["cost"]) == (None, None, None)
@@ -95,7 +116,17 @@ def test_a_report_is_read() -> None:
     assert (outcome.token_density, outcome.difficulty, outcome.is_right) == (0.4, 0.2, False)
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b'{"score": 1}', b"[]"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b'{"score": 1}',
+        b"[]",
+        b'{"answer": "red", "report": [1]}',
+        b'{"answer": "red", "report": {"difficulty": 0.3}}',
+    ],
+)
 def test_an_answer_that_cannot_be_read_has_failed(body: bytes) -> None:
     outcome = _read(200, body)
     assert outcome.status == 0
@@ -116,9 +147,30 @@ madtp_flops_total{kind="dense",model="a",task="vqa"} 20
 madtp_keep_efficiency_bucket{le="+Inf",model="a",task="vqa"} 2
 madtp_keep_efficiency_sum{model="a",task="vqa"} 1.5
 madtp_keep_efficiency_count{model="a",task="vqa"} 2
+# TYPE madtp_batch_size histogram
+madtp_batch_size_bucket{le="+Inf",model="a",task="vqa"} 2
+madtp_batch_size_sum{model="a",task="vqa"} 8
+madtp_batch_size_count{model="a",task="vqa"} 2
 # TYPE process_cpu_seconds_total counter
 process_cpu_seconds_total 3
 """
+
+
+def _served(body: bytes | Exception) -> Callable[..., Any]:
+    def urlopen(address: str, timeout: float) -> Any:
+        if isinstance(body, Exception):
+            raise body
+        return nullcontext(io.BytesIO(body))
+
+    return urlopen
+
+
+@pytest.mark.parametrize("body", [b'{"detail": 1}', b"\xff", URLError("away"), BadStatusLine("")])
+def test_a_server_without_our_metrics_gives_no_snapshot(
+    monkeypatch: pytest.MonkeyPatch, body: bytes | Exception
+) -> None:
+    monkeypatch.setattr("urllib.request.urlopen", _served(body))
+    assert take_snapshot("http://somewhere") is None
 
 
 def test_counters_are_added_over_models() -> None:
@@ -131,4 +183,10 @@ def test_the_servers_side_is_made_of_differences() -> None:
     before = Snapshot(10.0, {"process_cpu_seconds_total": 1.0, "madtp_flops_total:spent": 5.0})
     after = Snapshot(14.0, read_counters(METRICS))
     figures = server_side(added([between(before, after), between(None, after)]))
-    assert figures == {"cpu_cores": 0.5, "needed_per_kept": 0.75, "flops_ratio": 0.25}
+    assert figures == {
+        "cpu_cores": 0.5,
+        "cpu_s_per_request": 0.25,
+        "batch_size": 4.0,
+        "needed_per_kept": 0.75,
+        "flops_ratio": 0.25,
+    }
