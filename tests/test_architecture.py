@@ -42,8 +42,8 @@ ONLY_IN = {
     "prometheus_client": ("service/metrics.py",),
     "pydantic_settings": ("service/settings.py",),
     "uvicorn": ("service/cli.py",),
-    "matplotlib": ("madtp_core/study/report.py",),
-    "pycocoevalcap": ("madtp_core/evaluate/scores.py",),
+    "matplotlib": ("madtp_core/study/",),
+    "pycocoevalcap": ("madtp_core/evaluate/captions.py",),
     "httpcore": ("service/fetch.py",),
     "opentelemetry": ("service/tracing.py",),
 }
