@@ -21,7 +21,7 @@ from madtp_core.tasks.retrieval_network import RetrievalNetwork
 from madtp_core.tasks.text import TextCodec
 from madtp_core.train.costs import CostsInTurn
 from madtp_core.train.hooks import Hooks
-from madtp_core.train.negatives import hard_pairs
+from madtp_core.train.negatives import Pairs, hard_pairs
 from madtp_core.train.shapes_describe import CONTRAST_TEMPERATURE, CaptionBatch, contrast_loss
 from madtp_core.train.shared_tower import OnSharedTower
 
@@ -38,8 +38,8 @@ class MatchingLosses:
 class MatchShapes(OnSharedTower[RetrievalNetwork, CaptionBatch]):
     """Teaches the text encoder and both projections; texts are pruned, alone and reading an image.
 
-    A request is one image and one text, embedded and matched. Wrong texts and images are drawn among the
-    batch's, the likelier the more alike their embeddings are.
+    A request is one image and all texts that it is matched with in the batch: its own and wrong ones, drawn
+    the likelier the more alike their embeddings are.
     """
 
     def __init__(
@@ -92,16 +92,23 @@ class MatchShapes(OnSharedTower[RetrievalNetwork, CaptionBatch]):
         }
         loss = torch.stack([getattr(self.weights, name) * part for name, part in parts.items()]).sum()
         figures = {f"{name}_loss/{self.costs.at(step)}": part.item() for name, part in parts.items()}
-        return loss, figures | self.steering(self._traces(batch, image, text, match), (), pruning)
+        traces = self._traces(batch, pairs, image, text, match)
+        return loss, figures | self.steering(traces, (), pruning)
 
-    def _traces(self, batch: CaptionBatch, image: Encoded, text: Encoded, match: Encoded) -> list[Traces]:
-        """Those of one text of every image; the true pairs are the first ones matched."""
+    def _traces(
+        self, batch: CaptionBatch, pairs: Pairs, image: Encoded, text: Encoded, match: Encoded
+    ) -> list[Traces]:
+        """Those of every image, as the request that ranks the texts it is matched with."""
         seen = branch_traces(image, [self.cost_model.vision.patches] * len(batch.scenes.images))
-        words = (batch.text_mask.sum(1) - 1).tolist()
-        said = branch_traces(text, words)
-        read = branch_traces(match, words)
-        first = reader_of(batch.reader, len(seen)).tolist()
+        words = batch.text_mask.sum(1) - 1
+        said = branch_traces(text, words.tolist())
+        read = branch_traces(match, words[pairs.texts].tolist())
+        viewed = batch.reader[pairs.images].tolist()
+        rows: list[list[int]] = [[] for _ in seen]
+        for pair, of in enumerate(viewed):
+            rows[of].append(pair)
+        texts = pairs.texts.tolist()
         return [
-            {VISION: (one,), TEXT: (said[row],), MATCH: (read[row],)}
-            for one, row in zip(seen, first, strict=True)
+            {VISION: (one,), TEXT: tuple(said[texts[p]] for p in own), MATCH: tuple(read[p] for p in own)}
+            for one, own in zip(seen, rows, strict=True)
         ]
