@@ -231,7 +231,9 @@ def test_requests_decode_as_many_steps_as_their_first_answer():
     assert [passes for _, passes in requests] == [greedy_passes(5), greedy_passes(4), greedy_passes(3)]
 
 
-@pytest.mark.parametrize(("row", "task"), list(enumerate(["reasoning", "caption", "vqa", "retrieval", "clip"])))
+@pytest.mark.parametrize(
+    ("row", "task"), list(enumerate(["reasoning", "caption", "vqa", "retrieval", "clip"]))
+)
 def test_the_papers_basis_is_the_papers_forward(row, task):
     """Dense, at its geometry, the sums of `madtp_core.paper`, which reproduce the printed figures."""
     model = reference_model(task)

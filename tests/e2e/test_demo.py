@@ -102,19 +102,41 @@ def test_a_golden_caption():
     )
 
 
-def test_all_demo_checkpoints_are_served_by_one_process():
+def test_all_demo_checkpoints_are_served_by_one_process_and_answer_right():
     """They load at the same time, each on its engine's thread."""
+    calm, crowded = ((ROOT / f"examples/scene-{number}.png").read_bytes() for number in (1, 3))
+    texts = ["three green triangles and a red cross", "a small yellow square and a large blue diamond"]
 
     async def talk(client):
-        image = (ROOT / "examples/scene-1.png").read_bytes()
-        asked = {"question": "how is the blue object filled?"}
+        async def post(path, files, **data):
+            return await client.post(path, files=files, data=data)
+
+        pair = [("images", calm), ("images", crowded)]
+        more = "the {} image contains more objects than the {} image"
         return [
             await client.get("/v1/models"),
-            await client.post("/v1/vqa", files={"image": image}, data=asked),
-            await client.post("/v1/caption", files={"image": image}),
+            await post("/v1/vqa", {"image": calm}, question="how is the blue object filled?"),
+            await post("/v1/caption", {"image": calm}),
+            await post("/v1/retrieval/rank", {"image": calm}, texts=texts),
+            await post("/v1/retrieval/rank", pair, text=texts[1], model="clip-shapes"),
+            await post("/v1/reasoning", pair, statement=more.format("right", "left")),
+            await post("/v1/reasoning", pair, statement=more.format("left", "right")),
+            await post("/v1/embeddings", {"images": calm}, model="blip-retrieval-shapes"),
         ]
 
-    models, *replies = with_service(talk, name=None)
-    served = {model["name"] for model in models.json()["models"]}
-    assert served == {file.parent.name for file in (ROOT / "checkpoints").glob("*/config.json")}
-    assert [reply.status_code for reply in replies] == [200, 200]
+    replies = with_service(talk, name=None)
+    assert {reply.status_code for reply in replies} == {200}
+    models, vqa, caption, texts_ranked, images_ranked, holds, fails, embedded = (
+        reply.json() for reply in replies
+    )
+    assert {model["name"] for model in models["models"]} == {
+        *(f"blip-{task}-shapes" for task in ("vqa", "caption", "retrieval", "reasoning")),
+        "clip-shapes",
+    }
+    assert (vqa["answer"], "square" in caption["caption"]) == ("hollow", True)
+    assert [item["index"] for item in texts_ranked["ranked"]] == [1, 0]
+    assert [item["index"] for item in images_ranked["ranked"]] == [0, 1]
+    assert (holds["answer"], fails["answer"]) == (True, False)
+    assert len(embedded["images"][0]) == 64
+    for reply in (texts_ranked, images_ranked, holds):
+        assert reply["report"]["flops"] < reply["report"]["dense_flops"]
