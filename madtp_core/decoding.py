@@ -203,10 +203,8 @@ def rank_shortlist(
     chosen = [candidates[place] for place in places]
     totals = _likelihoods(decoder, memory, row, chosen, prompt, _LABEL_SMOOTHING)
     ranked = _ranked(chosen, totals, len(prompt))
-    chose, best = (
-        (start.shape[1], start.shape[1]),
-        ranked[0],
-    )  # the pass that chose goes to the first's account
+    best, chose = ranked[0], (start.shape[1], start.shape[1])
+    # The pass that chose goes to the first's account.
     ranked[0] = replace(best, passes=(chose, *best.passes), padded_passes=(chose, *best.padded_passes))
     return [replace(one, place=place) for place, one in zip(places, ranked, strict=True)]
 

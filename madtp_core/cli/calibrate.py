@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from madtp_core.cli.options import SPLITS
+from madtp_core.cli.options import SPLITS, add_images_option
 from madtp_core.pruning import KEEP_MODES
 
 if TYPE_CHECKING:
@@ -29,14 +29,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="your own requests as JSON lines, or FORMAT:FILE,FILE of a benchmark, see docs/data.md; without "
         "labels accuracy is null",
     )
-    calibrate.add_argument(
-        "--images",
-        nargs="+",
-        type=Path,
-        default=(),
-        metavar="FOLDER",
-        help="where the pictures of --data lie, the first that has one; default: beside the files",
-    )
+    add_images_option(calibrate, "--data")
     calibrate.add_argument("--split", choices=SPLITS, default="validation", help="of the drawn scenes")
     calibrate.add_argument("--seed", type=int, default=0)
     calibrate.add_argument("--samples", type=int, default=256, help="a mix")

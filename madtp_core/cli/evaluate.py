@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tqdm import tqdm
 
-from madtp_core.cli.options import DEMO_CHECKPOINT, SPLITS, add_cost_options, field_of, prune_temperature
+from madtp_core.cli.options import (
+    DEMO_CHECKPOINT,
+    SPLITS,
+    add_cost_options,
+    add_images_option,
+    field_of,
+    prune_temperature,
+)
 from madtp_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,14 +39,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="your own requests as JSON lines, or FORMAT:FILE,FILE of a benchmark (coco, flickr30k, vqav2, "
         "nlvr2), see docs/data.md; default: drawn scenes",
     )
-    evaluate.add_argument(
-        "--images",
-        nargs="+",
-        type=Path,
-        default=(),
-        metavar="FOLDER",
-        help="where the pictures of --data lie, the first that has one; default: beside the files",
-    )
+    add_images_option(evaluate, "--data")
     evaluate.add_argument("--split", choices=SPLITS, default="test", help="of the drawn scenes")
     evaluate.add_argument(
         "--mix", default="natural", help="of drawn scenes: natural, easy, hard, mostly_easy"

@@ -31,6 +31,18 @@ def add_cost_options(parser: argparse.ArgumentParser, default_ratio: float) -> N
     )
 
 
+def add_images_option(parser: argparse.ArgumentParser, of: str) -> None:
+    """--images; of: whose pictures lie there."""
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        type=Path,
+        default=(),
+        metavar="FOLDER",
+        help=f"where the pictures of {of} lie, the first that has one; default: beside the files",
+    )
+
+
 def prune_temperature(model: PrunedModel, args: argparse.Namespace, batch_size: int) -> float:
     """What `add_cost_options` asks for; says so where the calibration cannot reach the ratio.
 

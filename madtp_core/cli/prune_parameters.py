@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from madtp_core.cli.train import add_data_options, data_of
+from madtp_core.cli.train import add_data_options, add_run_options, data_of
 
 if TYPE_CHECKING:
     from madtp_core.tasks.base import PrunedModel
@@ -38,20 +37,11 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--ratio", type=float, required=True, help="share of the parameters of all heads and units that goes"
     )
     add_data_options(prune)
-    prune.add_argument("--output", required=True, type=Path, help="where the run and its models are written")
     prune.add_argument("--steps", type=int, required=True, help="over which they fade out; 0: at once")
     prune.add_argument("--retrain-steps", type=int, help="of what is left; default: as many as --steps")
     prune.add_argument("--batches", type=int, default=8, help="whose gradients decide with --steps 0")
     prune.add_argument("--recipe", help="the name of one of ours, or a file; default: that of the task")
-    prune.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="changes",
-        metavar="KEY=VALUE",
-        help="change a value of the recipe, as loop.learning_rate=1e-4; may be repeated",
-    )
-    prune.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    add_run_options(prune, "loop.learning_rate=1e-4")
     prune.set_defaults(run=_prune)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from madtp_core.cli.options import SPLITS
+from madtp_core.cli.options import SPLITS, add_images_option
 from madtp_core.data.source import parse_source
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ def add_requests(parser: argparse.ArgumentParser) -> None:
     )
     told = "requests of your own, JSON lines or FORMAT:FILE,FILE, see docs/data.md; default: drawn scenes"
     parser.add_argument("--data", help=told)
-    told = "where the pictures of data lie; default: beside the files"
-    parser.add_argument("--images", nargs="+", type=Path, default=(), metavar="FOLDER", help=told)
+    add_images_option(parser, "--data")
     parser.add_argument("--split", choices=SPLITS, default="test", help="of the drawn scenes")
     parser.add_argument("--mix", default="natural", help="natural, easy, hard or mostly_easy scenes")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn scenes")

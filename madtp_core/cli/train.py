@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from madtp_core.cli.options import add_images_option
+
 if TYPE_CHECKING:
     from madtp_core.train.compress import Data
     from madtp_core.train.examples import Examples
@@ -31,20 +33,25 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     train.add_argument("recipe", help="the name of one of ours (vqav2, nlvr2, ...), or a file")
     train.add_argument("--model", required=True, help="a checkpoint directory, or an id on the hub")
     add_data_options(train)
-    train.add_argument("--output", required=True, type=Path, help="where the run and its models are written")
     train.add_argument(
         "--flops-ratio", type=float, help="wanted share of the dense cost; default: the recipe's"
     )
-    train.add_argument(
+    add_run_options(train, "loop.steps=100 or search.basis=paper")
+    train.set_defaults(run=_train)
+
+
+def add_run_options(parser: argparse.ArgumentParser, example: str) -> None:
+    """--output, --set and --device; example: of what --set changes."""
+    parser.add_argument("--output", required=True, type=Path, help="where the run and its models are written")
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
         dest="changes",
         metavar="KEY=VALUE",
-        help="change a value of the recipe, as loop.steps=100 or search.basis=paper; may be repeated",
+        help=f"change a value of the recipe, as {example}; may be repeated",
     )
-    train.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    train.set_defaults(run=_train)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -55,14 +62,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", required=True, help=data)
     parser.add_argument("--validation", required=True, help="held-out data, in the same forms")
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        type=Path,
-        default=(),
-        metavar="FOLDER",
-        help="where the pictures of both lie, the first that has one; default: beside the files",
-    )
+    add_images_option(parser, "both")
     parser.add_argument(
         "--validation-samples",
         type=int,

@@ -68,9 +68,8 @@ class Comparison:
                 for wanted in (1.0,) if variant.method == NONE else self.ratios:
                     can_run = variant.method not in GUIDED or model.checkpoint.alignment is not None
                     if self.is_free and can_run and variant.method != NONE:
-                        free_seed = (
-                            seed if own != variant else None
-                        )  # whatever draws nothing is measured once
+                        # Whatever draws nothing is measured once.
+                        free_seed = seed if own != variant else None
                         self._cell(model, bench, cells, name, own, wanted, free_seed)
                     if self.fine_tuning is not None:
                         self._cell(model, bench, cells, name, own, wanted, seed, self.fine_tuning)
