@@ -13,8 +13,21 @@ from typing import Any, Final
 from madtp_core.errors import CheckpointError, ConfigError
 from madtp_core.pruning import PER_INSTANCE, check_keep_mode
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+_ADDED_BY_SCHEMA: Final = {1: {"mix": "natural", "sequences": {}}, 2: {"sequences": {}}, 3: {}}
 NATURAL: Final = "natural"  # requests as they come, easy and hard ones
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What requests consisted of, of one kind (`vision`, `text`, `match`): means.
+
+    count: in a request. tokens: of an unpruned one. kept: behind every block.
+    """
+
+    count: float
+    tokens: float
+    kept: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -22,7 +35,7 @@ class CalibrationRow:
     """One measurement: at this keep mode, batch size and prune temperature the mean flops_ratio and accuracy.
 
     accuracy is the task's own measure, or None where there were no labels. samples: requests measured. mix:
-    what they were drawn from, by name.
+    what they were drawn from, by name. sequences: by kind; {} in files that do not tell.
     """
 
     keep_mode: str
@@ -32,6 +45,7 @@ class CalibrationRow:
     accuracy: float | None
     samples: int
     mix: str = NATURAL
+    sequences: Mapping[str, Sequences] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,11 +66,13 @@ class Calibration:
     """A table from (keep mode, batch size, mix, flops_ratio) to a prune temperature.
 
     A per_instance request spends the same in whatever batch, so its rows of one size serve all sizes.
-    dense_accuracy: of the unpruned model, by mix; a mix without labels is left out.
+    dense_accuracy: of the unpruned model, by mix; a mix without labels is left out. dense_ratio: what it
+    spends of its dense cost, less than 1 where parameters were pruned from it.
     """
 
     rows: tuple[CalibrationRow, ...]
     dense_accuracy: Mapping[str, float] = field(default_factory=dict)
+    dense_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -66,11 +82,11 @@ class Calibration:
         """The prune temperature that spends flops_ratio of the dense cost in batches of batch_size.
 
         Linear in (log batch size, ratio, log T) between measured points. A ratio that no measured temperature
-        reaches is replaced by the nearest that one does, and the setting says so by its own flops_ratio; 1.0
-        is dense and always reached. Raises ConfigError when the keep mode or the mix was not measured.
+        reaches is replaced by the nearest that one does, and the setting says so by its own flops_ratio; from
+        dense_ratio on it is dense. Raises ConfigError when the keep mode or the mix was not measured.
         """
-        if flops_ratio >= 1:
-            return Setting(0.0, 1.0, self.dense_accuracy.get(mix))
+        if flops_ratio >= self.dense_ratio:
+            return Setting(0.0, self.dense_ratio, self.dense_accuracy.get(mix))
         below, above, share = self._neighbours(batch_size, keep_mode, mix)
         low, high = (self._at(flops_ratio, size, keep_mode, mix) for size in (below, above))
         accuracy = None
@@ -92,10 +108,10 @@ class Calibration:
         return self.setting_for(flops_ratio, batch_size, keep_mode, mix).accuracy
 
     def reachable(self, batch_size: int, keep_mode: str, mix: str = NATURAL) -> tuple[float, float]:
-        """The smallest and the largest flops_ratio below 1 that pruning reaches in batches of batch_size.
+        """The smallest and the largest flops_ratio that pruning reaches in batches of batch_size.
 
-        What lies between the largest and 1 is out of reach: the mildest pruning there is spends less. Raises
-        ConfigError when the keep mode or the mix was not measured.
+        What lies between the largest and dense is out of reach: the mildest pruning there is spends less.
+        Raises ConfigError when the keep mode or the mix was not measured.
         """
         below, above, share = self._neighbours(batch_size, keep_mode, mix)
         ends = [[ratio for ratio, _ in self._points(size, keep_mode, mix)] for size in (below, above)]
@@ -162,30 +178,31 @@ class Calibration:
         return Setting(math.exp(log_t), min(max(flops_ratio, ratios[0]), ratios[-1]), accuracy)
 
     def save(self, path: Path) -> None:
-        """Write `calibration.json`."""
-        data = {
+        """Write `calibration.json`, a row a line."""
+        head = {
             "schema_version": SCHEMA_VERSION,
             "dense_accuracy": dict(self.dense_accuracy),
-            "rows": [asdict(row) for row in self.rows],
+            "dense_ratio": self.dense_ratio,
         }
-        path.write_text(json.dumps(data, indent=1) + "\n")
+        rows = ",\n".join(json.dumps(asdict(row)) for row in self.rows)
+        path.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{rows}\n]}}\n')
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
         """Read `calibration.json`; raises CheckpointError naming what is wrong with it.
 
-        Files of schema 1 know no mixes: theirs is the natural one.
+        Files of schema 1 know no mixes: theirs is the natural one; those before 3 know no sequences.
         """
         try:
             data = json.loads(path.read_text())
             version = data["schema_version"]
-            if version not in (1, SCHEMA_VERSION):
+            if version not in _ADDED_BY_SCHEMA:
                 raise CheckpointError(
-                    f"{path.name} has schema version {version}, expected 1 or {SCHEMA_VERSION}"
+                    f"{path.name} has schema version {version}, expected 1 to {SCHEMA_VERSION}"
                 )
-            added = {"mix": NATURAL} if version == 1 else {}
-            rows = tuple(calibration_row(added | entry) for entry in data["rows"])
-            return cls(rows, {} if version == 1 else dict(data["dense_accuracy"]))
+            rows = tuple(calibration_row(_ADDED_BY_SCHEMA[version] | entry) for entry in data["rows"])
+            dense_accuracy = {} if version == 1 else dict(data["dense_accuracy"])
+            return cls(rows, dense_accuracy, data["dense_ratio"] if version == SCHEMA_VERSION else 1.0)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path.name} is not a calibration: {error!r}") from error
 
@@ -195,7 +212,11 @@ def calibration_row(entry: dict[str, Any]) -> CalibrationRow:
     names = {field.name for field in fields(CalibrationRow)}
     if set(entry) != names:
         raise ValueError(f"a row has the fields {sorted(entry)}, wanted {sorted(names)}")
-    return CalibrationRow(**entry)
+    sequences = {
+        kind: Sequences(each["count"], each["tokens"], tuple(each["kept"]))
+        for kind, each in entry["sequences"].items()
+    }
+    return CalibrationRow(**entry | {"sequences": sequences})
 
 
 def _between(low: float, high: float, share: float) -> float:

@@ -38,9 +38,10 @@ class ClassState:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a batch is asked to spend; 1 is dense. is_floor: less was wanted than pruning can reach.
+    """What a batch is asked to spend, at most what dense spends.
 
-    dither: how much more than wanted, where batches take turns; over the turns it is nothing.
+    is_floor: less was wanted than pruning can reach. dither: how much more than wanted, where batches take
+    turns; over the turns it is nothing.
     """
 
     flops_ratio: float
@@ -49,22 +50,24 @@ class Choice:
 
 
 def choose(
-    state: ClassState, target: float, size: int, reachable: tuple[float, float]
+    state: ClassState, target: float, size: int, reachable: tuple[float, float], dense_ratio: float = 1.0
 ) -> tuple[ClassState, Choice]:
     """What the next batch of a class should spend.
 
     target: wanted flops_ratio. size: requests. reachable: the least and the most that pruning spends at that
-    size. Between the most and dense, batches take turns between the two, so that the mean is what was wanted.
+    size. dense_ratio: what dense spends. Between the most and that, batches take turns between the two, so
+    that the mean is what was wanted.
     """
     least, most = reachable
     wanted = target * math.exp(state.correction)
     if wanted <= most:  # the carry is kept: a class that ran dense ahead of its turn may pass through here
         return state, Choice(max(wanted, least), is_floor=wanted < least)
-    wanted = min(wanted, 1.0)
-    carry = state.carry + size * ((wanted - most) / (1 - most) if most < 1 else 1.0)
+    wanted = min(wanted, dense_ratio)
+    carry = state.carry + size * ((wanted - most) / (dense_ratio - most) if most < dense_ratio else 1.0)
     if carry < size / 2:
         return replace(state, carry=carry), Choice(most, is_floor=False, dither=most - wanted)
-    return replace(state, carry=carry - size), Choice(1.0, is_floor=False, dither=1.0 - wanted)
+    dither = dense_ratio - wanted
+    return replace(state, carry=carry - size), Choice(dense_ratio, is_floor=False, dither=dither)
 
 
 def corrected(

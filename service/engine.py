@@ -7,12 +7,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from madtp_core.errors import MadtpError
 from service.admission import Admission
 from service.batcher import Batcher
-from service.controller import TargetClass
+from service.controller import TargetClass, shape_class
 from service.device import free_memory, is_out_of_memory
 from service.errors import ApiError
 from service.forward import Forward
@@ -128,9 +129,11 @@ class Engine:
     def submit(self, job: Job) -> int:
         """Queues a job and gives the key to cancel it by; raises ApiError when dead, starting or full."""
         assert job.prepared is not None, "a job is prepared before it is submitted"
-        target = job.target_class
-        if self.phase != "ready":
+        if self.phase != "ready" or self.model is None:
             raise self.health() or ApiError("engine_failed")
+        target = job.target_class
+        if target.flops_ratio < 1:  # which share is spent depends on the shape; nothing of it on dense
+            job.target = target = replace(target, shape=shape_class(self.model.shape_of(job.query)))
         if job.prepared.features is not None and target.flops_ratio < 1:
             job.predicted_difficulty = self.needs.predict(job.prepared.features)
         need = job.predicted_difficulty or self.typical_need(target)
@@ -141,10 +144,10 @@ class Engine:
         """Takes a job out of the queue if it still waits; the answer of one that runs is thrown away."""
         self._queue.cancel(key)
 
-    def _mates(self, target: TargetClass) -> str:
+    def _mates(self, target: TargetClass) -> TargetClass | str:
         """Who may run together: under max_keep one target class, packed all who are pruned."""
         if self._settings.keep_mode == "max_keep":
-            return target.name
+            return target
         return "pruned" if target.flops_ratio < 1 else "exact"
 
     # The engine's thread.

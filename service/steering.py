@@ -66,6 +66,7 @@ def steering_of(model: Model, settings: Settings) -> Steering:
     return Controller(
         model.calibration,
         settings.keep_mode,
+        of_shape=model.calibration_of,
         floor=floor_of(settings),
         is_on=settings.controller == "on",
         reference_batch_size=settings.max_batch_size,

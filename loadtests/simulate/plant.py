@@ -55,6 +55,8 @@ class Plant:
 class SimulatedCalibration:
     """What a plant spends by batch size and temperature on a natural sample; a batch is drawn at random."""
 
+    dense_ratio = 1.0
+
     def __init__(self, plant: Plant, needs: Array, seed: int) -> None:
         rng = np.random.default_rng(seed)
         sizes = (1,) if plant.keep_mode == "per_instance" else BATCH_SIZES

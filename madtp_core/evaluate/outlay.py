@@ -13,11 +13,17 @@ _GIGA = 1e9
 
 
 class TokenCounts(NamedTuple):
-    """Tokens over all blocks of some sequences: needed, kept, and those of dense runs."""
+    """Tokens of so many sequences: needed over all blocks, kept in every block, those of dense runs."""
 
     needed: int
-    kept: int
+    kept_by_block: tuple[int, ...]
     dense: int
+    sequences: int
+
+    @property
+    def kept(self) -> int:
+        """Over all blocks."""
+        return sum(self.kept_by_block)
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,9 @@ class Outlay:
         counts = {
             kind: TokenCounts(
                 sum(sum(trace.needed) for trace in traces),
-                sum(sum(trace.kept) for trace in traces),
+                tuple(map(sum, zip(*(trace.kept for trace in traces), strict=True))),
                 sum(trace.dense * len(trace.kept) for trace in traces),
+                len(traces),
             )
             for kind, traces in spent.traces.items()
             if traces

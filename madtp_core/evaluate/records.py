@@ -34,7 +34,10 @@ class Record:
         """The inverse of `to_line`; raises ValueError, KeyError or TypeError for any other line."""
         data = json.loads(line)
         outlay = data["outlay"]
-        tokens = {kind: TokenCounts(*counts) for kind, counts in outlay["tokens"].items()}
+        tokens = {
+            kind: TokenCounts(needed, tuple(kept), dense, sequences)
+            for kind, (needed, kept, dense, sequences) in outlay["tokens"].items()
+        }
         spent = Outlay(outlay["flops"], outlay["dense_flops"], tokens)
         return cls(data["id"], data["said"], data["truth"], tuple(data["groups"]), spent)
 

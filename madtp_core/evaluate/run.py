@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from madtp_core.evaluate.outlay import Outlay
+from madtp_core.calibration import Sequences
+from madtp_core.evaluate.outlay import Outlay, TokenCounts
 from madtp_core.evaluate.records import Journal, Record, finished
 from madtp_core.evaluate.samples import Sample, plain_task_of, query_of
 from madtp_core.evaluate.scores import MEASURES, judge, said
@@ -62,6 +63,14 @@ class Evaluation:
                 total[0] += counts.kept
                 total[1] += counts.dense
         return {kind: kept / dense for kind, (kept, dense) in totals.items()}
+
+    def sequences(self) -> dict[str, Sequences]:
+        """What a sample's sequences were and kept, by kind: means."""
+        every: dict[str, list[TokenCounts]] = {}
+        for outlay in self.outlays:
+            for kind, counts in outlay.tokens.items():
+                every.setdefault(kind, []).append(counts)
+        return {kind: _mean_sequences(counts, len(self.outlays)) for kind, counts in every.items()}
 
     def gmacs(self) -> dict[str, float]:
         """Multiply-adds of a request in thousand millions, spent and dense: mean and percentiles."""
@@ -156,6 +165,14 @@ def evaluate(
         scores.notes,
         tuple(records),
     )
+
+
+def _mean_sequences(every: Sequence[TokenCounts], samples: int) -> Sequences:
+    count = sum(counts.sequences for counts in every)
+    blocks = len(every[0].kept_by_block)
+    by_block = zip(*(counts.kept_by_block for counts in every), strict=True)
+    kept = tuple(sum(block) / count for block in by_block)
+    return Sequences(count / samples, sum(counts.dense for counts in every) / (blocks * count), kept)
 
 
 def _read_ahead(

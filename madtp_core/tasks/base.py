@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
@@ -99,6 +99,14 @@ class PrunedModel(ABC):
     @abstractmethod
     def text_geometry(self) -> TextGeometry:
         """Cost geometry of the text tower."""
+
+    def shape_of(self, query: Any) -> Mapping[str, int]:
+        """How many sequences of each kind a query has, where its task's queries differ in that; else {}."""
+        return {}
+
+    def calibration_of(self, shape: Mapping[str, int]) -> Calibration | None:
+        """The calibration of requests of a shape; {}: of such as it was measured on."""
+        return self.calibration
 
     def encode_image(self, pixel_values: Tensor, pruning: Pruning | None) -> Encoded:
         """Encode images, pixel_values [B, 3, height, width]; those that the cache holds are taken from it."""

@@ -12,15 +12,7 @@ from madtp_core.errors import ConfigError
 from madtp_core.flops import RequestCost
 from madtp_core.pruning import MAX_KEEP, TEXT, VISION
 from madtp_core.tasks.cost import Spent
-from madtp_core.tasks.embedding import Embedding, EmbeddingModel
-
-
-@dataclass(frozen=True, eq=False)
-class EmbeddingQuery:
-    """Images, texts, or both; pixel_values: float32 [3, height, width] each."""
-
-    pixel_values: tuple[NDArray[np.float32], ...]
-    texts: tuple[str, ...]
+from madtp_core.tasks.embedding import Embedding, EmbeddingModel, EmbeddingQuery
 
 
 @dataclass(frozen=True, eq=False)

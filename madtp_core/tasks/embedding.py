@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from madtp_core.calibration import Calibration
 from madtp_core.checkpoint import Checkpoint
 from madtp_core.encoder import BatchPruning, Encoded, Pruning
 from madtp_core.errors import ConfigError
@@ -20,6 +21,7 @@ from madtp_core.pruning import MAX_KEEP, TEXT, VISION
 from madtp_core.tasks.base import PrunedModel
 from madtp_core.tasks.cost import Spent, Traces, branch_traces
 from madtp_core.tasks.ranking import Candidate, Compared, RetrievalQuery
+from madtp_core.tasks.shape import calibration_of_shape
 from madtp_core.tasks.text import TextCodec
 
 
@@ -36,6 +38,14 @@ class RetrievalAnswer:
     postprocess_s: float
     image_embeddings: NDArray[np.float32] | None = None
     text_embeddings: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingQuery:
+    """Images, texts, or both; pixel_values: float32 [3, height, width] each."""
+
+    pixel_values: tuple[NDArray[np.float32], ...]
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +100,15 @@ class EmbeddingModel(PrunedModel):
     @abstractmethod
     def _encode_texts(self, token_ids: Tensor, mask: Tensor, pruning: Pruning | None) -> Encoded:
         """Encode texts alone: token_ids, mask [Q, L] on the model's device."""
+
+    def shape_of(self, query: RetrievalQuery | EmbeddingQuery) -> Mapping[str, int]:
+        """How many images and texts a query has; subclasses add the pairs that they match."""
+        return {VISION: len(query.pixel_values), TEXT: len(query.texts)}
+
+    def calibration_of(self, shape: Mapping[str, int]) -> Calibration | None:
+        if self.calibration is None or self.pruning is None or not shape:
+            return self.calibration
+        return calibration_of_shape(self.calibration, self.cost_model, self.pruning.branches, shape)
 
     @torch.inference_mode()
     def embed_images(

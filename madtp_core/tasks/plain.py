@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from madtp_core.errors import UnknownNameError
-from madtp_core.tasks.embed import EmbeddingAnswer, EmbeddingQuery, embed
+from madtp_core.tasks.embed import EmbeddingAnswer, embed
+from madtp_core.tasks.embedding import EmbeddingQuery
 
 Pixels = Sequence[NDArray[np.float32]]
 Fields = Mapping[str, Any]

@@ -27,6 +27,12 @@ class RetrievalQuery:
     rerank: int | None = None
     with_embeddings: bool = False
 
+    @property
+    def matched(self) -> int:
+        """How many pairs are matched."""
+        pairs = len(self.pixel_values) * len(self.texts)
+        return pairs if self.rerank is None else min(self.rerank, pairs)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -100,7 +106,6 @@ def compare(queries: Sequence[RetrievalQuery], image_vectors: Tensor, text_vecto
         values, order = cosines.flatten().sort(descending=True, stable=True)
         pairs = [(own_image, own_text) for own_image in images for own_text in texts]
         candidates = tuple(order.tolist())
-        matched = len(pairs) if query.rerank is None else min(query.rerank, len(pairs))
         in_order = tuple(pairs[candidate] for candidate in candidates)
-        results.append(Compared(candidates, tuple(values.tolist()), in_order, matched))
+        results.append(Compared(candidates, tuple(values.tolist()), in_order, query.matched))
     return results

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,13 @@ from madtp_core.encoder import BatchPruning, Encoded, Pruning
 from madtp_core.errors import ConfigError
 from madtp_core.pruning import MAX_KEEP, TEXT, VISION
 from madtp_core.tasks.cost import MATCH, Spent, Traces
-from madtp_core.tasks.embedding import EmbeddedQueries, EmbeddingModel, RetrievalAnswer, whole_traces
+from madtp_core.tasks.embedding import (
+    EmbeddedQueries,
+    EmbeddingModel,
+    EmbeddingQuery,
+    RetrievalAnswer,
+    whole_traces,
+)
 from madtp_core.tasks.ranking import Compared, RetrievalQuery, compare
 from madtp_core.tasks.retrieval_cost import RetrievalCostModel
 from madtp_core.tasks.retrieval_network import RetrievalNetwork
@@ -36,6 +42,10 @@ class BlipRetrieval(EmbeddingModel):
 
     def _build_network(self) -> RetrievalNetwork:
         return RetrievalNetwork(self.checkpoint.model, self.checkpoint.alignment)
+
+    def shape_of(self, query: RetrievalQuery | EmbeddingQuery) -> Mapping[str, int]:
+        matched = query.matched if isinstance(query, RetrievalQuery) else 0
+        return {**super().shape_of(query), MATCH: matched}
 
     @torch.inference_mode()
     def predict(

@@ -50,19 +50,20 @@ def calibrate(
     ledger = ledger or Ledger()
     sizes = {MAX_KEEP: tuple(batch_sizes), PER_INSTANCE: (1,)}
     cells = [(mode, size, mix) for mix in mixes for mode in keep_modes for size in sizes[mode]]
-    dense = {}
+    dense_accuracy, dense_ratio = {}, 1.0
     with tqdm(total=len(cells), desc="calibrate", unit="cell", disable=not progress) as bar:
         for mix, samples in mixes.items():
             kept = list(samples)  # drawn and decoded once
             bench = _Bench(model, kept, mix, ledger, lambda row: bar.set_postfix_str(_said(row)))
-            accuracy = bench.row(MAX_KEEP, _PACKED_BATCH, 0.0).accuracy
-            if accuracy is not None:
-                dense[mix] = accuracy
+            dense = bench.row(MAX_KEEP, _PACKED_BATCH, 0.0)
+            dense_ratio = dense.flops_ratio
+            if dense.accuracy is not None:
+                dense_accuracy[mix] = dense.accuracy
             for mode, size in ((mode, size) for mode, size, of in cells if of == mix):
                 search(bench.measure(mode, size), wanted, model.pruning.prune_temperature or 1.0)
                 bar.update()
     rows = [row for row in ledger.rows if row.prune_temperature > 0]
-    return Calibration(tuple(sorted(rows, key=place)), dense)
+    return Calibration(tuple(sorted(rows, key=place)), dense_accuracy, dense_ratio)
 
 
 def search(measure: Callable[[float], float], wanted: Sequence[float], start: float) -> None:
@@ -139,6 +140,7 @@ class _Bench:
                 result.mean(),
                 len(self.samples),
                 self.mix,
+                result.sequences(),
             )
             self.ledger.add(row)
         self.on_row(row)

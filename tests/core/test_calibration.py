@@ -112,7 +112,7 @@ def test_what_is_saved_is_loaded(tmp_path):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda data: data.update(schema_version=3),
+        lambda data: data.update(schema_version=4),
         lambda data: data["rows"][0].pop("flops_ratio"),
         lambda data: data["rows"][0].update(extra=1),
         lambda data: data.pop("rows"),

@@ -6,7 +6,8 @@ import pytest
 from madtp_core.errors import ConfigError, UnknownNameError
 from madtp_core.pruning import KEEP_MODES, PER_INSTANCE
 from madtp_core.tasks.clip import ClipRetrieval
-from madtp_core.tasks.embed import EmbeddingQuery, embed
+from madtp_core.tasks.embed import embed
+from madtp_core.tasks.embedding import EmbeddingQuery
 from madtp_core.tasks.plain import plain_task
 from tests.core.tiny_clip import make_checkpoint
 

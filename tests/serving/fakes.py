@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,8 @@ COST = RequestCost(flops=600, dense_flops=1000, needed_flops=500, padded_flops=7
 
 class FakeCalibration:
     """A temperature that tells what it was asked for: batch size + ratio; reached are 0.1 to 0.9."""
+
+    dense_ratio = 1.0
 
     def temperature_for(self, flops_ratio: float, batch_size: int, keep_mode: str) -> float:
         return batch_size + flops_ratio
@@ -74,6 +76,12 @@ class FakeModel:
     def forget_warm_up(self) -> None:
         for record in (self.batches, self.queries, self.temperatures, self.keep_modes):
             record.clear()
+
+    def shape_of(self, query: VqaQuery) -> dict[str, int]:
+        return {"text": 2 if " several " in query.question else 1}
+
+    def calibration_of(self, shape: Mapping[str, int]) -> FakeCalibration | None:
+        return self.calibration
 
     def predict(
         self, queries: Sequence[VqaQuery], *, prune_temperature: float | Sequence[float], keep_mode: str

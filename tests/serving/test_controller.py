@@ -4,12 +4,12 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from service.control import Choice, ClassState, ControlRules, choose, corrected
-from service.controller import EXACT, Controller, KeepMode, TargetClass, target_class
+from service.controller import EXACT, Controller, KeepMode, TargetClass, shape_class, target_class
 
 HALF = TargetClass("balanced", 0.5, may_degrade=True)
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -24,13 +24,14 @@ class Plant:
 
     most_alone: float = 0.75
     temperature_step: float = 0.0  # of log T: the cost is a staircase
+    dense_ratio: float = 1.0
 
     def reachable(self, batch_size: int, keep_mode: str) -> tuple[float, float]:
         share = math.log2(batch_size) / 5 if keep_mode == "max_keep" else 0.0
         return 0.2 + 0.2 * share, self.most_alone + 0.2 * share
 
     def temperature_for(self, flops_ratio: float, batch_size: int, keep_mode: str) -> float:
-        if flops_ratio >= 1:
+        if flops_ratio >= self.dense_ratio:
             return 0.0
         least, most = self.reachable(batch_size, keep_mode)
         ratio = min(max(flops_ratio, least + 1e-6), most - 1e-6)
@@ -38,7 +39,7 @@ class Plant:
 
     def flops_ratio(self, prune_temperature: float, batch_size: int, keep_mode: str, gain: float) -> float:
         if prune_temperature == 0:
-            return 1.0
+            return self.dense_ratio
         if self.temperature_step:
             steps = round(math.log(prune_temperature) / self.temperature_step)
             prune_temperature = math.exp(steps * self.temperature_step)
@@ -140,6 +141,23 @@ def test_between_the_mildest_pruning_and_dense_batches_take_turns() -> None:
     assert sum(spent[:60]) / 60 == pytest.approx(0.5, rel=0.03)  # from the beginning
 
 
+def test_where_parameters_were_pruned_dense_spends_less_than_one_and_the_turns_know_it() -> None:
+    plant = Plant(most_alone=0.4, dense_ratio=0.8)
+    spent = _spend(_controller(plant), plant, lambda requests, rng: 1.0, sizes=(1,))
+    assert {round(ratio, 3) for ratio in spent} == {0.4, 0.8}
+    assert max(_off_target(spent)) < 0.01
+    assert sum(spent[:60]) / 60 == pytest.approx(0.5, rel=0.03)  # from the beginning
+
+
+def test_a_target_above_what_dense_spends_runs_dense_and_winds_nothing_up() -> None:
+    plant = Plant(most_alone=0.4, dense_ratio=0.8)
+    controller = _controller(plant)
+    most = TargetClass("0.90", 0.9, may_degrade=False)
+    assert set(_spend(controller, plant, lambda requests, rng: 1.0, one=most)) == {0.8}
+    (setting,) = controller.settings([TargetClass("0.30", 0.3, may_degrade=False)])
+    assert (setting.asked_ratio, setting.reason) == (pytest.approx(0.3), None)
+
+
 def test_a_plant_that_saturates_far_below_its_calibration_is_held_in_the_mean() -> None:
     """Requests easier than the calibration's: dense turns reach what pruning should have reached."""
     plant = Plant()
@@ -168,6 +186,25 @@ def test_a_new_class_begins_with_what_was_learned() -> None:
     other = TargetClass("0.60", 0.6, may_degrade=False)
     (setting,) = controller.settings([other])
     assert setting.asked_ratio == pytest.approx(0.6 / 1.25, rel=0.01)
+
+
+def test_every_shape_of_requests_has_its_own_calibration_and_learns_for_itself() -> None:
+    plants = {1: Plant(most_alone=0.55), 8: Plant(most_alone=0.75)}
+    controller = _controller(plants[8], of_shape=lambda shape: plants[shape["text"]])
+    few, many = (replace(HALF, shape=(("text", texts),)) for texts in plants)
+    for one, plant in zip((few, many), plants.values(), strict=True):
+        spent = _spend(controller, plant, lambda requests, rng: 1.0, requests=8, one=one)
+        assert spent == pytest.approx([0.5] * len(spent))
+    _spend(controller, plants[1], _steady, one=few)
+    (of_few,), (of_many,) = controller.settings([few]), controller.settings([many])
+    assert of_few.asked_ratio == pytest.approx(0.4, rel=0.02) and of_many.asked_ratio == pytest.approx(0.5)
+
+
+def test_shapes_are_counted_in_powers_of_two() -> None:
+    assert shape_class({"vision": 1, "text": 0}) == (("text", 0), ("vision", 1))
+    assert [shape_class({"text": n})[0][1] for n in (1, 2, 3, 5, 6, 8, 11, 12, 50)] == [
+        1, 2, 4, 4, 8, 8, 8, 16, 64,
+    ]  # fmt: skip
 
 
 def test_each_request_of_a_packed_batch_has_its_own_temperature() -> None:

@@ -173,6 +173,17 @@ def test_under_max_keep_a_batch_holds_one_target_class(start: Start, model: Fake
     assert model.temperatures[1 + model.batches[1:].index(["is exact"])] == 0.0
 
 
+def test_under_max_keep_a_batch_holds_one_shape_unless_it_runs_dense(start: Start, model: FakeModel) -> None:
+    engine = start(model)
+    jobs = [_job("is a"), _job("is several b"), _job("is c"), _job("is d", target=EXACT)]
+    jobs.append(_job("is several e", target=EXACT))
+    with _one_batch(engine, model):
+        for job in jobs:
+            engine.submit(job)
+    assert [_answer(job) for job in jobs] == ["a", "b", "c", "d", "e"]
+    assert sorted(model.batches[1:]) == [["is a", "is c"], ["is d", "is several e"], ["is several b"]]
+
+
 def test_alike_requests_run_together(start: Start, model: FakeModel) -> None:
     engine = start(model, max_batch_size=2)
     sizes = {"is large 1": 90.0, "is small 1": 10.0, "is large 2": 91.0, "is small 2": 11.0}
