@@ -88,12 +88,12 @@ def answer_requests(
     requests: Sequence[Request],
     *,
     batch_size: int,
-    prune_temperature: Callable[[int], float],
+    prune_temperature: Callable[[Sequence[Any]], float | list[float]],
     keep_mode: str,
 ) -> Iterator[list[Record]]:
     """The records of one batch after the other; while one runs, the images of the next are read.
 
-    prune_temperature: of a batch of so many requests.
+    prune_temperature: of a batch of these queries, one for all or one each.
     """
     batches = [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
 
@@ -101,7 +101,7 @@ def answer_requests(
         return [_query(request, task, model.image_geometry) for request in batch]
 
     def ask(queries: Sequence[Any]) -> list[Any]:
-        temperature = prune_temperature(len(queries))
+        temperature = prune_temperature(queries)
         return task.predict(model, queries, prune_temperature=temperature, keep_mode=keep_mode)
 
     with ThreadPoolExecutor(1) as reader:

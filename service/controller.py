@@ -100,9 +100,9 @@ DENSE = Setting(prune_temperature=0.0, flops_ratio=1.0, asked_ratio=1.0)
 class Controller:
     """Holds what requests of a calibrated model spend at their targets.
 
-    floor: no target degrades below this flops_ratio. of_shape: the calibration of a shape of requests; None
-    where all are alike. When it is off, every batch runs at the temperature that
-    spends the target in batches of reference_batch_size: the paper's way.
+    floor: no target degrades below this flops_ratio. of_shape: the calibration of a shape of requests in a
+    keep mode; None where all are alike. When it is off, every batch runs at the temperature that spends the
+    target in batches of reference_batch_size: the paper's way.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Controller:
         floor: float,
         is_on: bool = True,
         reference_batch_size: int = 32,
-        of_shape: Callable[[Mapping[str, int]], Calibration | None] = lambda shape: None,
+        of_shape: Callable[[Mapping[str, int], str], Calibration | None] = lambda shape, keep_mode: None,
         rules: ControlRules | None = None,
         degradation_rules: DegradationRules | None = None,
     ) -> None:
@@ -209,7 +209,7 @@ class Controller:
 
     def _calibration_of(self, shape: Shape) -> Calibration:
         if shape not in self._calibrations:
-            self._calibrations[shape] = self._of_shape(dict(shape)) or self._calibrations[()]
+            self._calibrations[shape] = self._of_shape(dict(shape), self._keep_mode) or self._calibrations[()]
         return self._calibrations[shape]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -43,20 +44,24 @@ def add_images_option(parser: argparse.ArgumentParser, of: str) -> None:
     )
 
 
-def prune_temperature(model: PrunedModel, args: argparse.Namespace, batch_size: int) -> float:
+def prune_temperature(
+    model: PrunedModel, args: argparse.Namespace, batch_size: int, shape: Mapping[str, int] | None = None
+) -> float:
     """What `add_cost_options` asks for; says so where the calibration cannot reach the ratio.
 
-    Raises ConfigError for a ratio below 1 of a model without a calibration.
+    shape: of the requests; None: as they were calibrated. Raises ConfigError for a ratio below 1 of a model
+    without a calibration.
     """
     if args.prune_temperature is not None:
         return float(args.prune_temperature)
     if args.flops_ratio >= 1:
         return 0.0
-    if model.calibration is None:
+    calibration = model.calibration_of(shape or {}, args.keep_mode)
+    if calibration is None:
         raise ConfigError(f"{args.checkpoint} has no calibration; give --prune-temperature")
-    setting = model.calibration.setting_for(args.flops_ratio, batch_size, args.keep_mode)
+    setting = calibration.setting_for(args.flops_ratio, batch_size, args.keep_mode)
     if abs(setting.flops_ratio - args.flops_ratio) > _CLOSE:
-        low, high = model.calibration.reachable(batch_size, args.keep_mode)
+        low, high = calibration.reachable(batch_size, args.keep_mode)
         logger.warning(
             "flops_ratio %.3g is out of reach of %s in batches of %d: pruning spends %.3f to %.3f there",
             *(args.flops_ratio, args.keep_mode, batch_size, low, high),

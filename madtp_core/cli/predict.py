@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from madtp_core.cli.options import DEMO_CHECKPOINT, add_cost_options, field_of, prune_temperature
 from madtp_core.errors import ConfigError
+from madtp_core.pruning import PER_INSTANCE
+
+if TYPE_CHECKING:
+    from madtp_core.tasks.base import PrunedModel
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,6 +40,20 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--out", type=Path, required=True, help="records are appended; what it holds is not asked again"
     )
     predict.set_defaults(run=_predict)
+
+
+def _temperatures(
+    model: PrunedModel, args: argparse.Namespace, queries: Sequence[Any]
+) -> float | list[float]:
+    """One for all by their mean shape, or one for each where a batch may have several."""
+    shapes = [model.shape_of(query) for query in queries]
+    if args.keep_mode == PER_INSTANCE:
+        return [prune_temperature(model, args, len(queries), shape) for shape in shapes]
+    total = Counter[str]()
+    for shape in shapes:
+        total.update(shape)
+    mean = {kind: round(count / len(shapes)) for kind, count in total.items()}
+    return prune_temperature(model, args, len(queries), mean)
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -62,7 +83,7 @@ def _predict(args: argparse.Namespace) -> int:
             task,
             left,
             batch_size=args.batch_size,
-            prune_temperature=lambda size: prune_temperature(model, args, size),
+            prune_temperature=lambda queries: _temperatures(model, args, queries),
             keep_mode=args.keep_mode,
         ):
             out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -104,8 +104,8 @@ class PrunedModel(ABC):
         """How many sequences of each kind a query has, where its task's queries differ in that; else {}."""
         return {}
 
-    def calibration_of(self, shape: Mapping[str, int]) -> Calibration | None:
-        """The calibration of requests of a shape; {}: of such as it was measured on."""
+    def calibration_of(self, shape: Mapping[str, int], keep_mode: str) -> Calibration | None:
+        """The calibration in a keep mode of requests of a shape; {}: of such as it was measured on."""
         return self.calibration
 
     def encode_image(self, pixel_values: Tensor, pruning: Pruning | None) -> Encoded:

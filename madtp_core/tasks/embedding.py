@@ -105,10 +105,12 @@ class EmbeddingModel(PrunedModel):
         """How many images and texts a query has; subclasses add the pairs that they match."""
         return {VISION: len(query.pixel_values), TEXT: len(query.texts)}
 
-    def calibration_of(self, shape: Mapping[str, int]) -> Calibration | None:
+    def calibration_of(self, shape: Mapping[str, int], keep_mode: str) -> Calibration | None:
         if self.calibration is None or self.pruning is None or not shape:
             return self.calibration
-        return calibration_of_shape(self.calibration, self.cost_model, self.pruning.branches, shape)
+        return calibration_of_shape(
+            self.calibration, self.cost_model, self.pruning.branches, shape, keep_mode
+        )
 
     @torch.inference_mode()
     def embed_images(

@@ -47,7 +47,7 @@ def run(model: BlipVqa) -> Run:
             plain_task("vqa"),
             read_requests(source, shared),
             batch_size=2,
-            prune_temperature=lambda size: 0.0,
+            prune_temperature=lambda queries: 0.0,
             keep_mode="max_keep",
         )
         return [record for batch in batches for record in batch]

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from madtp_core.calibration import Calibration, CalibrationRow
+from madtp_core.calibration import NATURAL, Calibration, CalibrationRow
 from madtp_core.config import PruningConfig
 from madtp_core.evaluate import ShapesSamples, evaluate
-from madtp_core.pruning import PER_INSTANCE, TEXT, VISION
+from madtp_core.pruning import MAX_KEEP, PER_INSTANCE, TEXT, VISION
 from madtp_core.tasks.cost import MATCH
 from madtp_core.tasks.embedding import EmbeddingQuery
 from madtp_core.tasks.ranking import RetrievalQuery
@@ -46,33 +46,39 @@ def shape(model, texts):
     return counts if model.task == "retrieval" else {kind: counts[kind] for kind in (VISION, TEXT)}
 
 
-def ratio(calibration):
-    return calibration.rows[0].flops_ratio
+def ratio(model, counts):
+    return model.calibration_of(counts, PER_INSTANCE).rows[0].flops_ratio
 
 
 def test_what_was_measured_stays_as_it_was(model):
-    assert model.calibration_of({}) == model.calibration
-    assert ratio(model.calibration_of(shape(model, 8))) == pytest.approx(ratio(model.calibration), rel=1e-12)
+    assert model.calibration_of({}, PER_INSTANCE) == model.calibration
+    assert ratio(model, shape(model, 8)) == pytest.approx(ratio(model, {}), rel=1e-12)
 
 
 @pytest.mark.parametrize("texts", [1, 2, 5])
 def test_fewer_texts_spend_what_is_expected_of_them(model, texts):
     wanted = measured(model, samples(model.task, texts)).flops_ratio()
-    assert abs(wanted - ratio(model.calibration)) > 0.02  # or nothing is shown
-    assert ratio(model.calibration_of(shape(model, texts))) == pytest.approx(wanted, rel=0.02)
+    assert abs(wanted - ratio(model, {})) > 0.02  # or nothing is shown
+    assert ratio(model, shape(model, texts)) == pytest.approx(wanted, rel=0.02)
 
 
 def test_an_image_alone_and_a_text_alone_lie_on_either_side(model):
-    image, text = (
-        ratio(model.calibration_of({VISION: images, TEXT: texts})) for images, texts in [(1, 0), (0, 1)]
-    )
-    assert image < ratio(model.calibration) < text == pytest.approx(1, rel=0.01)
+    image, text = (ratio(model, {VISION: images, TEXT: texts}) for images, texts in [(1, 0), (0, 1)])
+    assert image < ratio(model, {}) < text == pytest.approx(1, rel=0.01)
+
+
+def test_only_rows_of_the_keep_mode_and_the_natural_mix_are_asked_for(model):
+    row = model.calibration.rows[0]
+    rows = (row, replace(row, mix="hard"), replace(row, keep_mode=MAX_KEEP))
+    model = type(model)(replace(model.checkpoint, calibration=Calibration(rows)))
+    (found,) = model.calibration_of(shape(model, 1), PER_INSTANCE).rows
+    assert (found.keep_mode, found.mix) == (PER_INSTANCE, NATURAL)
 
 
 def test_rows_that_tell_no_sequences_stay_as_they_are(model):
     row = replace(model.calibration.rows[0], sequences={})
     model = type(model)(replace(model.checkpoint, calibration=Calibration((row,))))
-    assert model.calibration_of(shape(model, 1)).rows == (row,)
+    assert model.calibration_of(shape(model, 1), PER_INSTANCE).rows == (row,)
 
 
 def test_the_shape_of_a_query(model):
@@ -89,4 +95,4 @@ def test_the_shape_of_a_query(model):
 
 def test_other_tasks_know_one_shape_only(vqa_checkpoint):
     model = tiny_model("vqa", vqa_checkpoint)
-    assert model.shape_of(object()) == {} and model.calibration_of({}) is model.calibration
+    assert model.shape_of(object()) == {} and model.calibration_of({}, PER_INSTANCE) is model.calibration

@@ -80,7 +80,7 @@ class FakeModel:
     def shape_of(self, query: VqaQuery) -> dict[str, int]:
         return {"text": 2 if " several " in query.question else 1}
 
-    def calibration_of(self, shape: Mapping[str, int]) -> FakeCalibration | None:
+    def calibration_of(self, shape: Mapping[str, int], keep_mode: str) -> FakeCalibration | None:
         return self.calibration
 
     def predict(

@@ -190,7 +190,7 @@ def test_a_new_class_begins_with_what_was_learned() -> None:
 
 def test_every_shape_of_requests_has_its_own_calibration_and_learns_for_itself() -> None:
     plants = {1: Plant(most_alone=0.55), 8: Plant(most_alone=0.75)}
-    controller = _controller(plants[8], of_shape=lambda shape: plants[shape["text"]])
+    controller = _controller(plants[8], of_shape=lambda shape, keep_mode: plants[shape["text"]])
     few, many = (replace(HALF, shape=(("text", texts),)) for texts in plants)
     for one, plant in zip((few, many), plants.values(), strict=True):
         spent = _spend(controller, plant, lambda requests, rng: 1.0, requests=8, one=one)
