@@ -36,6 +36,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     prune.add_argument(
         "--ratio", type=float, required=True, help="share of the parameters of all heads and units that goes"
     )
+    prune.add_argument(
+        "--within",
+        choices=("model", "tower"),
+        default="model",
+        help="who gives that share: all towers together, as UPop's, or each of them; together a decoder may "
+        "give most, whose parameters cost few multiply-adds",
+    )
     add_data_options(prune)
     prune.add_argument("--steps", type=int, required=True, help="over which they fade out; 0: at once")
     prune.add_argument("--retrain-steps", type=int, help="of what is left; default: as many as --steps")
@@ -53,7 +60,7 @@ def _prune(args: argparse.Namespace) -> int:
     from madtp_core.train.recipe import read_recipe
 
     retrain = args.steps if args.retrain_steps is None else args.retrain_steps
-    wanted = ParameterPruning(args.ratio, args.steps, retrain, args.batches)
+    wanted = ParameterPruning(args.ratio, args.steps, retrain, args.batches, args.within)
     with process_group(check_device(args.device)) as device:
         model = load_model(args.checkpoint, device=str(device))
         longest = [f"loop.steps={steps}"] if (steps := max(args.steps, retrain)) > 0 else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,15 @@ from torch.utils.hooks import RemovableHandle
 from madtp_core.parameter_pruning.ranking import Layout, dispensable
 from madtp_core.parameter_pruning.structures import KINDS, Component, every_component
 
+Within = Literal["model", "tower"]
+
 
 class Masks(nn.Module):
     """Factors on what heads and units give to the linear layer that reads them; at 0 they are as if gone.
 
     model: a Hugging Face BLIP or CLIP, which runs masked until `remove`. values, importance: [S], of all
-    structures in the order of `every_component`; importance sums |dL/dm| over batches.
+    structures in the order of `every_component`; importance sums |dL/dm| over batches. within: whether the
+    `model` gives up its share as a whole, as UPop's do, or every `tower` the same.
 
     Only dense forwards are those of the smaller model: a head at 0 still speaks in MADTP's token importance.
 
@@ -28,10 +31,10 @@ class Masks(nn.Module):
     and 54 % at random.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, within: Within = "model") -> None:
         super().__init__()
         self.components: Sequence[Component] = every_component(model)
-        self.layout = _layout(self.components)
+        self.layout = _layout(self.components, within)
         self.values: Tensor
         self.importance: Tensor
         structures, device = len(self.layout.component), self.components[0].output.weight.device
@@ -55,7 +58,7 @@ class Masks(nn.Module):
 
     @torch.no_grad()
     def shrink(self, ratio: float, factor: float) -> None:
-        """Give the least important structures, `ratio` of the parameters, this factor and the others 1."""
+        """Give the least important structures, a share of the parameters, this factor and the others 1."""
         chosen = dispensable(self.importance.cpu(), self.layout, ratio).to(self.values.device)
         self.values.copy_(torch.where(chosen, factor, 1.0))
 
@@ -96,7 +99,8 @@ class Masks(nn.Module):
         return masked
 
 
-def _layout(components: Sequence[Component]) -> Layout:
+def _layout(components: Sequence[Component], within: Within) -> Layout:
+    towers = [one.tower if within == "tower" else "" for one in components]
     counts = torch.tensor([one.count for one in components])
 
     def spread(values: Sequence[int]) -> Tensor:
@@ -106,4 +110,5 @@ def _layout(components: Sequence[Component]) -> Layout:
         spread(range(len(components))),
         spread([KINDS.index(one.kind) for one in components]),
         spread([one.parameters_each for one in components]),
+        spread([towers.index(tower) for tower in towers]),
     )

@@ -18,12 +18,20 @@ from madtp_core.errors import ConfigError
 class Layout:
     """All structures of a model in one row of S: what each belongs to, its kind, and its parameters.
 
-    component, kind, parameters: [S] int64, components in their order.
+    component, kind, parameters, group: [S] int64, components in their order. group: each gives its share;
+    the same for all where the whole model gives one.
     """
 
     component: Tensor
     kind: Tensor
     parameters: Tensor
+    group: Tensor
+
+    def of(self, group: int) -> tuple[Tensor, Layout]:
+        """Where a group's structures stand, [S] bool, and the layout of these alone."""
+        own = self.group == group
+        parts = (self.component, self.kind, self.parameters, self.group)
+        return own, Layout(*(part[own] for part in parts))
 
 
 def ratio_at(step: int, steps: int, ratio: float) -> float:
@@ -35,13 +43,21 @@ def ratio_at(step: int, steps: int, ratio: float) -> float:
 
 
 def dispensable(importance: Tensor, layout: Layout, ratio: float) -> Tensor:
-    """The least important structures that hold a share of all structures' parameters: [S] bool.
+    """The least important structures that hold a share of each group's parameters: [S] bool.
 
-    importance: [S], standardised within heads and within units, so that both compete; towers, blocks and
-    components compete as they are. Of what may go the number is taken whose parameters are nearest to the
-    share. The most important structure of each component stays: a block without heads or units is no block.
-    Raises ConfigError for a share that leaves less than that.
+    importance: [S], standardised within a group's heads and within its units, so that both compete; its
+    towers, blocks and components compete as they are. Of what may go the number is taken whose parameters are
+    nearest to the share. The most important structure of each component stays: a block without heads or units
+    is no block. Raises ConfigError for a share that leaves less than that.
     """
+    chosen = torch.zeros_like(layout.component, dtype=torch.bool)
+    for group in set(layout.group.tolist()):
+        own, alone = layout.of(group)
+        chosen[own] = _of_group(importance[own], alone, ratio)
+    return chosen
+
+
+def _of_group(importance: Tensor, layout: Layout, ratio: float) -> Tensor:
     total = int(layout.parameters.sum())
     scores = _standardised(importance.double(), layout.kind)
     stays = _best_of_each(scores, layout.component)

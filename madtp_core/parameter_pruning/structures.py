@@ -46,6 +46,11 @@ class Component:
     owner: Any = None
 
     @property
+    def tower(self) -> str:
+        """The tower it stands in."""
+        return self.name.partition("[")[0]
+
+    @property
     def count(self) -> int:
         """How many structures there are."""
         return self.output.in_features // self.width

@@ -10,7 +10,7 @@ from typing import Any, Final
 from madtp_core.checkpoint import MADTP_JSON, Checkpoint
 from madtp_core.errors import ConfigError
 from madtp_core.evaluate import MEASURES, evaluate
-from madtp_core.parameter_pruning.masks import Masks
+from madtp_core.parameter_pruning.masks import Masks, Within
 from madtp_core.parameter_pruning.materialise import without_parameters
 from madtp_core.tasks import load_model
 from madtp_core.tasks.base import PrunedModel
@@ -40,7 +40,8 @@ SEARCHED: Final = "search"  # folder of the run in which masks fade out
 class ParameterPruning:
     """How much goes, and how.
 
-    ratio: share of the parameters of all attention heads and feed-forward units. search_steps: over which
+    ratio: share of the parameters of all attention heads and feed-forward units. within: given by the whole
+    `model`, or by every `tower`. search_steps: over which
     they fade out while the model is trained; 0 takes them out at once, by the gradients of `batches` batches.
     retrain_steps: of what is left, dense; 0 for none.
     """
@@ -49,6 +50,7 @@ class ParameterPruning:
     search_steps: int
     retrain_steps: int
     batches: int = 8
+    within: Within = "model"
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1 or min(self.search_steps, self.retrain_steps) < 0 or self.batches < 1:
@@ -81,7 +83,7 @@ class ParameterPruningRun:
         Raises CheckpointError where the directory holds a run with other settings.
         """
         about = described(self.recipe, self.data, self.model)
-        kept = {name: getattr(self.wanted, name) for name in ("ratio", "search_steps", "batches")}
+        kept = {name: getattr(self.wanted, name) for name in ("ratio", "search_steps", "batches", "within")}
         note_or_compare(self.directory, about | kept)
         pruned = self.directory / SEARCHED / "model"
         if not (pruned / MADTP_JSON).is_file():
@@ -97,7 +99,8 @@ class ParameterPruningRun:
     def _prune(self, target: Path) -> None:
         steps = self.wanted.search_steps
         loop = self._loop(steps)
-        masks = Masks(self.model.checkpoint.model)  # before the task, whose momentum copy is masked, too
+        # Before the task, whose momentum copy is masked, too.
+        masks = Masks(self.model.checkpoint.model, self.wanted.within)
         masks.shrink(self.wanted.ratio, 1.0)  # refuses a ratio that cannot be reached; changes nothing
         task = self._dense_task(self.model, loop)
         task.hooks = replace(task.hooks, save=lambda directory: self._save(masks, directory))

@@ -1,5 +1,6 @@
 """How it is found what may go: the ranking, the fading, the run, and the command."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,7 @@ LAYOUT = Layout(
     component=torch.tensor([0, 0, 1, 1, 2, 2, 2, 3, 3, 3]),
     kind=torch.tensor([0] * 4 + [1] * 6),
     parameters=torch.tensor([10] * 4 + [1] * 6),
+    group=torch.zeros(10, dtype=torch.int64),
 )
 
 
@@ -58,6 +60,26 @@ def test_the_scale_of_a_kind_does_not_matter():
     importance = torch.rand(10)
     scaled = torch.where(LAYOUT.kind == 0, 1000 * importance + 7, importance)
     assert torch.equal(dispensable(importance, LAYOUT, 0.4), dispensable(scaled, LAYOUT, 0.4))
+
+
+def test_every_group_gives_its_share():
+    halves = replace(LAYOUT, group=torch.tensor([0, 0, 1, 1, 0, 0, 0, 1, 1, 1]))
+    importance = torch.tensor([1, 2, 8, 9, 1, 2, 3, 7, 8, 9], dtype=torch.float32)
+    found = [dispensable(importance, layout, 20 / 46) for layout in (LAYOUT, halves)]
+    one_row, shared = (set(each.nonzero().flatten().tolist()) for each in found)
+    assert one_row == {0, 2, 4, 5, 7} and shared == {0, 2, 4, 7}
+
+
+def test_towers_give_the_same_share_when_they_are_asked_to():
+    masks = Masks(make_network("vqa").blip, "tower")
+    masks.importance[: len(masks.importance) // 2] = 9.0  # the image's matter more
+    masks.shrink(0.3, 0.0)
+    left, whole = Counter(), Counter()
+    for component, kept in zip(masks.components, masks.kept(), strict=True):
+        left[component.tower] += component.parameters_each * len(kept)
+        whole[component.tower] += component.parameters_each * component.count
+    shares = {tower: left[tower] / whole[tower] for tower in whole}
+    assert shares == pytest.approx(dict.fromkeys(whole, 0.7), abs=0.05)
 
 
 def test_one_of_each_stays_at_the_most():
