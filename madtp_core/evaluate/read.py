@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from madtp_core.data.images import Located, OnChecked, PictureFile, locate
+from madtp_core.data.lazy import Lazy
 from madtp_core.data.records import Captioned, Question, Record, Statement
 from madtp_core.data.source import DataSource, parse_source, read_records
 from madtp_core.errors import ConfigError
@@ -76,7 +77,7 @@ class RecordSamples(Samples):
     def __len__(self) -> int:
         return len(self.records)
 
-    def sample(self, index: int) -> Sample:
+    def item(self, index: int) -> Sample:
         record = self.records[index]
         pictures = tuple(map(_opened, self.located.files(record)))
         fields = {**record.options, **self._asked(record)}
@@ -94,7 +95,7 @@ class RecordSamples(Samples):
         return {"text": texts[0]} if len(texts) == 1 else {"texts": texts}
 
 
-class OpenedPictures(Sequence[Picture]):
+class OpenedPictures(Lazy[Picture]):
     """Pictures of files, each opened anew whenever it is asked for: uint8 [H, W, 3]."""
 
     def __init__(self, files: Sequence[PictureFile]) -> None:
@@ -103,15 +104,7 @@ class OpenedPictures(Sequence[Picture]):
     def __len__(self) -> int:
         return len(self._files)
 
-    @overload
-    def __getitem__(self, index: int) -> Picture: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Picture]: ...
-
-    def __getitem__(self, index: int | slice) -> Picture | list[Picture]:
-        if isinstance(index, slice):
-            return [_opened(file) for file in self._files[index]]
+    def item(self, index: int) -> Picture:
         return _opened(self._files[index])
 
 

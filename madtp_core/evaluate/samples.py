@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from madtp_core.data.lazy import Lazy
 from madtp_core.images import preprocess_image
 from madtp_core.tasks.base import PrunedModel
 from madtp_core.tasks.plain import PlainTask, plain_task
@@ -43,23 +43,7 @@ class Sample:
         return (*said, *(self.fields.get("texts") or ()))
 
 
-class Samples(Sequence[Sample]):
-    """Samples made when they are asked for, one by one or a slice of them."""
-
-    @abstractmethod
-    def sample(self, index: int) -> Sample:
-        """The sample at an index; raises IndexError beyond the last."""
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self.sample(row) for row in range(*index.indices(len(self)))]
-        return self.sample(index)
+Samples = Lazy[Sample]
 
 
 @dataclass(frozen=True)
@@ -73,9 +57,7 @@ class Asked(Samples):
     def __len__(self) -> int:
         return len(self.samples) if self.wanted is None else min(self.wanted, len(self.samples))
 
-    def sample(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
+    def item(self, index: int) -> Sample:
         sample = self.samples[index * len(self.samples) // len(self)]
         return replace(sample, fields={**sample.fields, **self.fields})
 

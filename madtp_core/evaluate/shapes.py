@@ -57,9 +57,7 @@ class ShapesSamples(Samples):
     def __len__(self) -> int:
         return self.length
 
-    def sample(self, index: int) -> Sample:
-        if not 0 <= index < self.length:
-            raise IndexError(f"index {index} is not in 0..{self.length - 1}")
+    def item(self, index: int) -> Sample:
         rng = random.Random(f"sample/{self.task}/{self.seed}/{self.split}/{index}")
         return _BUILDERS[self.task](self, [self._scenes[number] for number in self._numbers[index]], rng)
 

@@ -31,7 +31,7 @@ class Ordered(Samples):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def sample(self, index: int) -> Sample:
+    def item(self, index: int) -> Sample:
         return self.samples[self.rows[index]]
 
 

@@ -34,7 +34,7 @@ class HeldOut(Samples):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def sample(self, index: int) -> Sample:
+    def item(self, index: int) -> Sample:
         example = self.examples[index]
         fields, truth = self._asked(index, example)
         return Sample(tuple(_pixels(picture) for picture in example.pictures), fields, truth)

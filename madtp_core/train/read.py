@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
 
 import numpy as np
 
 from madtp_core.data.images import Located, OnChecked, locate
+from madtp_core.data.lazy import Lazy
 from madtp_core.data.records import Captioned, Question, Ranking, Record, Statement
 from madtp_core.data.source import DataSource, read_records
 from madtp_core.errors import ConfigError
@@ -33,7 +33,7 @@ def read_examples(
     return examples
 
 
-class RecordExamples(Sequence[Example]):
+class RecordExamples(Lazy[Example]):
     """Records as examples, in their order; several captions or texts of a record behind each other."""
 
     def __init__(self, records: Sequence[Record], located: Located, *, pictures_once: bool = False) -> None:
@@ -44,17 +44,7 @@ class RecordExamples(Sequence[Example]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
+    def item(self, index: int) -> Example:
         row = int(np.searchsorted(self._ends, index, side="right"))
         within = index - (int(self._ends[row - 1]) if row else 0)
         return self._example(self._records[row], within)

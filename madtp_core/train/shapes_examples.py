@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
 
+from madtp_core.data.lazy import Lazy
 from madtp_core.data.shapes import ShapesVqa, Split, captions, statement
 from madtp_core.train.examples import Example, PictureArray
 
 
 @dataclass(frozen=True)
-class ShapesExamples(Sequence[Example]):
+class ShapesExamples(Lazy[Example]):
     """Drawn scenes with one question, caption or statement each: a function of its fields and the index."""
 
     task: str
@@ -24,17 +23,7 @@ class ShapesExamples(Sequence[Example]):
     def __len__(self) -> int:
         return self.length
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(self.length))]
-        if not 0 <= index < self.length:
-            raise IndexError(f"index {index} is not in 0..{self.length - 1}")
+    def item(self, index: int) -> Example:
         if self.task == "reasoning":
             return self._statement(index)
         scene = self._scenes[index]

@@ -29,11 +29,11 @@ class Opened(ShapesSamples):
     made: list[int]
     crash_at: int | None
 
-    def sample(self, index):
+    def item(self, index):
         if index == self.crash_at:
             raise MemoryError("the machine went away")
         self.made.append(index)
-        return super().sample(index)
+        return super().item(index)
 
 
 def opened(task="vqa", crash_at=None):
