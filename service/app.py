@@ -57,7 +57,9 @@ def create_app(settings: Settings | None = None, models: Mapping[str, Model] | N
     )
     app.state.runtime = runtime
     app.add_middleware(ApiKeys, settings=settings)
-    app.add_middleware(RequestGuard, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        RequestGuard, max_body_bytes=settings.max_body_bytes, max_bytes_inside=settings.max_bytes_inside
+    )
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, **_cors(settings))
     app.add_exception_handler(ApiError, _on_api_error)

@@ -32,11 +32,18 @@ def error_response(error: ApiError, request_id: str) -> JSONResponse:
 
 
 class RequestGuard:
-    """ASGI middleware; plain ASGI, so that bodies stream and disconnects are seen."""
+    """ASGI middleware; plain ASGI, so that bodies stream and disconnects are seen.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, linger_s: float = LINGER_S) -> None:
+    max_body_bytes: of one request. max_bytes_inside: of all that are inside together; who brings more is
+    answered `overloaded`, but one body always has room.
+    """
+
+    def __init__(
+        self, app: ASGIApp, max_body_bytes: int, max_bytes_inside: int, linger_s: float = LINGER_S
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._inside = _Inside(max(max_bytes_inside, max_body_bytes))
         self._linger_s = linger_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,7 +53,7 @@ class RequestGuard:
         began_s = time.monotonic()
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        body = _Body(scope, receive, self._max_body_bytes)
+        body = _Body(scope, receive, self._max_body_bytes, self._inside)
         status = 0
 
         async def send_guarded(message: Message) -> None:
@@ -80,19 +87,32 @@ class RequestGuard:
                 raise  # half an answer is out: only closing the connection tells the client
             await error_response(ApiError("internal"), request_id)(scope, receive, send_guarded)
         finally:
+            body.release()
             _log(scope, request_id, status, time.monotonic() - began_s)
 
 
-class _Body:
-    """Counts a body as it streams; `receive` raises ApiError as soon as it is, or says it is, too large."""
+class _Inside:
+    """Bytes of the bodies of all requests inside."""
 
-    def __init__(self, scope: Scope, receive: Receive, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+
+
+class _Body:
+    """Counts a body as it streams; `receive` raises ApiError as soon as it is, or says it is, too large.
+
+    What it has received counts as inside until `release`; what is thrown away does not.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, max_bytes: int, inside: _Inside) -> None:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
         self._announced_bytes = int(length) if length.isdecimal() else 0
         self._receive = receive
         self._max_bytes = max_bytes
-        self._received_bytes = 0
+        self._inside = inside
+        self._received_bytes = self._held_bytes = 0
         self._waits_for_continue = "expect" in headers
         self.is_complete = not self._announced_bytes and "transfer-encoding" not in headers
 
@@ -107,7 +127,19 @@ class _Body:
         message = await self._next()
         if self._received_bytes > self._max_bytes:
             raise self._too_large()
+        self._hold(self._received_bytes)
+        if self._inside.bytes > self._inside.max_bytes:
+            self.release()
+            raise ApiError("overloaded")
         return message
+
+    def release(self) -> None:
+        """The body is not needed any more."""
+        self._hold(0)
+
+    def _hold(self, held_bytes: int) -> None:
+        self._inside.bytes += held_bytes - self._held_bytes
+        self._held_bytes = held_bytes
 
     async def discard(self, time_s: float) -> None:
         """Reads what still comes, for a while."""

@@ -110,6 +110,9 @@ class Settings(BaseSettings):
     )
 
     max_body_bytes: int = Field(16_000_000, ge=1, description="bytes of a request body")
+    max_bytes_inside: int = Field(
+        1_000_000_000, ge=1, description="bytes of all request bodies inside; more are turned away"
+    )
     max_image_bytes: int = Field(10_000_000, ge=1, description="bytes of an image file")
     max_image_pixels: int = Field(25_000_000, ge=9, description="pixels of an image, read from its header")
     max_images: int = Field(16, ge=1, le=MAX_ITEMS, description="images of one request")

@@ -55,6 +55,27 @@ def test_a_multipart_body_that_streams_too_much_is_refused(serve: Serve) -> None
     check(client.post("/v1/vqa", content=chunks, headers=headers), "body_too_large")
 
 
+def test_bodies_inside_have_room_for_so_many_bytes_together(
+    serve: Serve, model: FakeModel, question: Message
+) -> None:
+    size = len(json.dumps(question).encode())
+    client = serve(max_body_bytes=size, max_bytes_inside=size + 10)
+    with model.held():
+        first = threading.Thread(target=client.post, args=("/v1/vqa",), kwargs={"json": question})
+        first.start()
+        assert model.has_begun.wait(10)
+        response = client.post("/v1/vqa", json=question)
+        check(response, "overloaded")
+        assert int(response.headers["retry-after"]) >= 1
+    first.join(10)
+    assert client.post("/v1/vqa", json=question).status_code == 200
+
+
+def test_a_body_that_is_alone_always_has_room(serve: Serve, question: Message) -> None:
+    client = serve(max_bytes_inside=1)
+    assert [client.post("/v1/vqa", json=question).status_code for _ in range(2)] == [200, 200]
+
+
 def test_a_large_file_never_touches_the_disk(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "no/such/directory")
     response = client.post("/v1/vqa", data={"question": "is it?"}, files={"image": b"\0" * 3_000_000})
@@ -107,6 +128,10 @@ class Exchange:
         await app(self.scope, self.receive, self.send)
 
 
+def _guard(app: Any, **options: float) -> RequestGuard:
+    return RequestGuard(app, max_body_bytes=100, max_bytes_inside=100, **options)
+
+
 async def _refusing(scope: Message, receive: Any, send: Any) -> None:
     await error_response(ApiError("overloaded"), "r")(scope, receive, send)
 
@@ -117,7 +142,7 @@ def _messages(exchange: Exchange) -> list[Message]:
 
 def test_an_unread_body_is_answered_first_then_read_away_then_closed() -> None:
     exchange = Exchange([b"x"] * 5, {"content-length": "5"})
-    asyncio.run(exchange.run(RequestGuard(_refusing, max_body_bytes=100)))
+    asyncio.run(exchange.run(_guard(_refusing)))
     start, answer, end = _messages(exchange)
     assert (b"connection", b"close") in start["headers"]
     assert b"overloaded" in answer["body"]
@@ -128,13 +153,13 @@ def test_an_unread_body_is_answered_first_then_read_away_then_closed() -> None:
 
 def test_reading_away_ends_after_a_while() -> None:
     exchange = Exchange([], {"content-length": "5"})  # announces a body and sends nothing
-    asyncio.run(exchange.run(RequestGuard(_refusing, max_body_bytes=100, linger_s=0.01)))
+    asyncio.run(exchange.run(_guard(_refusing, linger_s=0.01)))
     assert len(exchange.sent) == 3
 
 
 def test_a_client_that_expects_to_be_told_to_continue_is_not_read_at_all() -> None:
     exchange = Exchange([b"x"] * 5, {"content-length": "5", "expect": "100-continue"})
-    asyncio.run(exchange.run(RequestGuard(_refusing, max_body_bytes=100)))
+    asyncio.run(exchange.run(_guard(_refusing)))
     assert exchange.read == 0
     assert len(exchange.sent) == 2
 
@@ -146,7 +171,7 @@ def test_an_error_after_the_answer_began_closes_the_connection() -> None:
 
     exchange = Exchange([], {})
     with pytest.raises(RuntimeError, match="half way"):
-        asyncio.run(exchange.run(RequestGuard(breaking, max_body_bytes=100)))
+        asyncio.run(exchange.run(_guard(breaking)))
 
 
 def test_a_request_that_the_server_waits_no_longer_for_is_told_that_it_drains() -> None:
@@ -154,7 +179,7 @@ def test_a_request_that_the_server_waits_no_longer_for_is_told_that_it_drains() 
         await asyncio.sleep(60)
 
     async def abandon(exchange: Exchange) -> None:
-        task = asyncio.ensure_future(exchange.run(RequestGuard(hanging, max_body_bytes=100)))
+        task = asyncio.ensure_future(exchange.run(_guard(hanging)))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
