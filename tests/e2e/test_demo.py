@@ -140,3 +140,28 @@ def test_all_demo_checkpoints_are_served_by_one_process_and_answer_right():
     assert len(embedded["images"][0]) == 64
     for reply in (texts_ranked, images_ranked, holds):
         assert reply["report"]["flops"] < reply["report"]["dense_flops"]
+
+
+@pytest.mark.parametrize("texts", [1, 2, 8])
+def test_however_many_texts_an_image_is_ranked_against_half_the_operations_are_spent(texts):
+    """At one temperature for all, what a request spends would depend on how many texts it has."""
+    scenes = ShapesVqa(5, "test", 32, 1)
+    candidates = ["a red circle and a small hollow blue square", "two green triangles left of a star"] * 4
+
+    async def talk(client):
+        buffers = [io.BytesIO() for _ in range(32)]
+        for index, buffer in enumerate(buffers):
+            Image.fromarray(scenes[index].image).save(buffer, "PNG")
+        ask = [
+            client.post(
+                "/v1/retrieval/rank",
+                files={"image": buffer.getvalue()},
+                data={"texts": candidates[:texts], "flops_target": "0.5"},
+            )
+            for buffer in buffers
+        ]
+        return await asyncio.gather(*ask)
+
+    replies = with_service(talk, name="blip-retrieval-shapes", keep_mode="per_instance")
+    ratios = [reply.json()["report"]["flops_ratio"] for reply in replies]
+    assert sum(ratios) / len(ratios) == pytest.approx(0.5, rel=0.06)
