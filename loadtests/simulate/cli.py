@@ -11,10 +11,11 @@ from pathlib import Path
 
 from loadtests.arguments import positive
 from loadtests.errors import LoadTestError
-from loadtests.simulate.costs import CostModel, read_costs
+from loadtests.simulate.costs import Costs, read_costs
 from loadtests.simulate.result import Result, summarise
 from loadtests.simulate.scenarios import SCENARIOS
 from loadtests.simulate.setup import Setup, simulate
+from madtp_core.errors import MadtpError
 
 _COLUMNS = [field.name for field in fields(Result) if field.name != "label"]
 
@@ -28,16 +29,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=f"scenarios:\n{about}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--scenario", required=True, choices=SCENARIOS, metavar="NAME", help="see below")
-    parser.add_argument(
-        "--costs", type=Path, help="JSON of measured batches to fit: a list of [size, tokens, seconds]"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--scenario", choices=SCENARIOS, metavar="NAME", help="see below")
+    what.add_argument(
+        "--measure", metavar="CHECKPOINT", help="how long a model's batches take here, written to --out"
     )
+    parser.add_argument("--threads", type=int, default=1, help="of --measure")
+    parser.add_argument("--costs", type=Path, help="what --measure wrote; default: made up")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals, needs and predictions")
     parser.add_argument("--target", type=positive, help="flops_ratio to hold, if not the scenario's")
     parser.add_argument(
         "--duration", type=positive, metavar="S", help="virtual seconds, if not the scenario's"
     )
-    parser.add_argument("--out", type=Path, help="where to write setups and results as JSON")
+    parser.add_argument("--out", type=Path, help="where to write results as JSON")
     return parser.parse_args(arguments)
 
 
@@ -45,17 +49,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a scenario; 0, or 2 for what the user can repair."""
     options = parse(arguments)
     try:
-        _run(options)
-    except LoadTestError as error:
+        if options.measure:
+            _measure(options)
+        else:
+            _run(options)
+    except (LoadTestError, MadtpError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
+def _measure(options: argparse.Namespace) -> None:
+    import torch
+
+    from loadtests.simulate.measure import measure_costs
+    from madtp_core.tasks import load_model
+
+    if not options.out:
+        raise LoadTestError("--measure needs --out")
+    torch.set_num_threads(options.threads)
+    costs = measure_costs(load_model(options.measure))
+    costs.save(options.out)
+    fit = costs.model
+    print(
+        f"seconds = {fit.fixed_s:.2g} + {fit.per_request_s:.2g} x requests + {fit.per_token_s:.2g} x tokens; "
+        f"{costs.tokens:.0f} tokens a request"
+    )
+
+
 def _run(options: argparse.Namespace) -> None:
-    costs = read_costs(options.costs) if options.costs else CostModel()
-    rows = []
-    setups = [_changed(setup, options) for setup in SCENARIOS[options.scenario].setups()]
+    read = read_costs(options.costs) if options.costs else Costs()
+    costs, rows = read.model, []
+    scenario = SCENARIOS[options.scenario]
+    setups = [replace(_changed(setup, options), tokens=read.tokens) for setup in scenario.setups()]
     width = max(len(setup.label) for setup in setups)
     print(f"{options.scenario:<{width}}", *(f"{name:>{_width(name)}}" for name in _COLUMNS))
     for setup in setups:

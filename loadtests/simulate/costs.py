@@ -54,11 +54,27 @@ def fit_costs(batches: Sequence[Measured]) -> CostModel:
     return CostModel(*map(float, coefficients))
 
 
-def read_costs(path: Path) -> CostModel:
-    """Fits a JSON file of a list of [size, tokens, seconds]; raises LoadTestError when it is none."""
+@dataclass(frozen=True)
+class Costs:
+    """Costs of a model and what they were fitted to. tokens: of an unpruned request, in the mean."""
+
+    model: CostModel = CostModel()
+    tokens: float = 577.0
+    batches: tuple[Measured, ...] = ()
+
+    def save(self, path: Path) -> None:
+        """Write what `read_costs` reads: the measured batches."""
+        path.write_text(json.dumps({"tokens": self.tokens, "batches": self.batches}, indent=1) + "\n")
+
+
+def read_costs(path: Path) -> Costs:
+    """Fits what was saved; raises LoadTestError for any other file."""
     try:
-        rows = json.loads(path.read_text("utf-8"))
-        batches = [Measured(int(size), float(tokens), float(seconds)) for size, tokens, seconds in rows]
-    except (OSError, ValueError, TypeError) as error:
-        raise LoadTestError(f"{path}: wanted a list of [size, tokens, seconds]: {error}") from error
-    return fit_costs(batches)
+        data = json.loads(path.read_text("utf-8"))
+        batches = tuple(
+            Measured(int(size), float(tokens), float(seconds)) for size, tokens, seconds in data["batches"]
+        )
+        tokens = float(data["tokens"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise LoadTestError(f"{path}: wanted what --measure writes: {error!r}") from error
+    return Costs(fit_costs(batches), tokens, batches)

@@ -1,8 +1,9 @@
 """The simulator: its parts against what is known of them, and short runs with the real batcher."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from loadtests.errors import LoadTestError
 from loadtests.simulate.cli import main
 from loadtests.simulate.costs import CostModel, Measured, fit_costs, read_costs
+from loadtests.simulate.measure import SIZES
 from loadtests.simulate.plant import Plant, SimulatedCalibration
 from loadtests.simulate.result import Result, summarise
 from loadtests.simulate.routing import ROUTINGS, make_routing
@@ -17,6 +19,9 @@ from loadtests.simulate.scenarios import SCENARIOS
 from loadtests.simulate.setup import Setup, simulate
 from loadtests.simulate.workload import MIXES, draw_needs, predict
 from madtp_core.rank_correlation import spearman
+
+if TYPE_CHECKING:
+    from madtp_core.checkpoint import Checkpoint
 
 COSTS = CostModel()
 SHORT = Setup("short", duration_s=8.0)
@@ -45,7 +50,18 @@ def test_a_fit_has_no_negative_term() -> None:
     assert found.seconds(32, 3200.0) == pytest.approx(0.032, rel=0.15)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[[1, 2]]", "[[1, 2, 3]]", "[[1, 1, 0], [2, 2, 1], [3, 3, 1]]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[[1, 2, 3]]",
+        '{"tokens": 9, "batches": [[1, 2]]}',
+        '{"tokens": 9, "batches": [[1, 2, 3]]}',
+        '{"tokens": 9, "batches": [[1, 1, 0], [2, 2, 1], [3, 3, 1]]}',
+        '{"batches": [[1, 1, 1], [2, 2, 1], [3, 3, 1]]}',
+    ],
+)
 def test_measurements_that_are_none_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "batches.json").write_text(text)
     with pytest.raises(LoadTestError, match=r"wanted"):
@@ -180,6 +196,21 @@ def test_the_command_prints_a_table_and_writes_json(
     runs = json.loads(out.read_text())["runs"]
     assert [line.split("  ")[0] for line in table] == ["overload", *(run["setup"]["label"] for run in runs)]
     assert runs[0]["result"]["needed_per_kept"] > 0
+
+
+def test_measured_costs_are_simulated_with(vqa_checkpoint: "Checkpoint", tmp_path: Path) -> None:
+    from tests.serving.tiny import make_models  # Hugging Face's models take a while to import
+
+    costs, out = tmp_path / "costs.json", tmp_path / "out.json"
+    make_models(vqa_checkpoint)["vqa"].save_pretrained(tmp_path / "tiny-vqa")
+    assert main(["--measure", str(tmp_path / "tiny-vqa"), "--out", str(costs)]) == 0
+    found = read_costs(costs)
+    assert {batch.size for batch in found.batches} == set(SIZES)
+    arguments = ["--scenario", "overload", "--duration", "1", "--costs", str(costs), "--out", str(out)]
+    assert main(arguments) == 0
+    report = json.loads(out.read_text())
+    assert report["costs"] == asdict(found.model)
+    assert {run["setup"]["tokens"] for run in report["runs"]} == {found.tokens}
 
 
 def test_costs_that_cannot_be_read_are_an_error_of_the_user(
