@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Final
 
 from madtp_core.errors import ConfigError
+
+_INNER: Final = (0.1, 0.9)  # part of an interval in which interpolation goes on
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,6 @@ class TemperatureSearch:
             raise ConfigError(
                 f"temperature search needs 0 < minimum < maximum, gain > 0, smoothing in [0, 1): {self}"
             )
-
-    def with_target(self, target: float) -> TemperatureSearch:
-        """The same law towards another target."""
-        return replace(self, target=target)
 
     def step(self, state: SearchState, measured: float) -> SearchState:
         """The state after one more measured flops_ratio."""
@@ -65,25 +64,34 @@ def nearest_temperature(
     tolerance: float = 0.005,
     max_measurements: int = 12,
 ) -> tuple[float, float]:
-    """Bisect log T for a flops_ratio: returns the measured (temperature, ratio) nearest to the target.
+    """Search T for a flops_ratio: returns the measured (temperature, ratio) nearest to the target.
 
-    measure: T -> flops_ratio on a fixed sample, falling or level in T up to noise. Stops within tolerance of
-    the target or after max_measurements. Raises ConfigError for bounds or a target out of order.
+    measure: T -> flops_ratio on a fixed sample, falling or level in T up to noise; -inf beyond what can be
+    measured. Halves log T until the target lies between two measurements, then interpolates. Stops within
+    tolerance of the target or after max_measurements. Raises ConfigError for bounds or a target out of order.
     """
     if not 0 < minimum < maximum or not 0 < target <= 1:
         raise ConfigError(
             f"need 0 < minimum < maximum and a target in (0, 1], got {minimum}, {maximum}, {target}"
         )
-    low, high = math.log(minimum), math.log(maximum)
     tried: list[tuple[float, float]] = []
-    for _ in range(max_measurements):
-        temperature = math.exp((low + high) / 2)
-        ratio = measure(temperature)
-        tried.append((temperature, ratio))
-        if abs(ratio - target) <= tolerance:
+    low, high = (minimum, math.inf), (maximum, -math.inf)  # of an end nothing is known
+    while len(tried) < max_measurements:
+        temperature = temperature_between(low, high, target)
+        found = temperature, measure(temperature)
+        tried.append(found)
+        if abs(found[1] - target) <= tolerance:
             break
-        if ratio > target:
-            low = math.log(temperature)
-        else:
-            high = math.log(temperature)
+        low, high = (found, high) if found[1] > target else (low, found)
     return min(tried, key=lambda pair: abs(pair[1] - target))
+
+
+def temperature_between(low: tuple[float, float], high: tuple[float, float], target: float) -> float:
+    """Where interpolation puts a flops_ratio between two (temperature, ratio), linear in (ratio, log T).
+
+    Never at either end, where it is known already; in the middle where a ratio is not finite.
+    """
+    share = 0.5
+    if math.isfinite(low[1]) and math.isfinite(high[1]):
+        share = min(max((low[1] - target) / (low[1] - high[1]), _INNER[0]), _INNER[1])
+    return low[0] * math.exp(math.log(high[0] / low[0]) * share)

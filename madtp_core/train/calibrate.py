@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +12,7 @@ from madtp_core.calibration import Calibration, CalibrationRow
 from madtp_core.errors import ConfigError
 from madtp_core.evaluate import Sample, evaluate
 from madtp_core.pruning import KEEP_MODES, MAX_KEEP, PER_INSTANCE
+from madtp_core.pruning.temperature import temperature_between
 from madtp_core.tasks.base import PrunedModel
 from madtp_core.train.ledger import Ledger, place
 
@@ -20,7 +20,6 @@ WANTED_RATIOS: Final = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32)
 _TOLERANCE: Final = 0.012  # of a ratio: lookups between points must hold their target within 3 %
 _REFINEMENTS: Final = 5  # measurements for a wanted ratio
-_INNER: Final = (0.1, 0.9)  # part of an interval in which a refinement lies: both ends are known
 _STRIDE: Final = 8.0  # between temperatures on the way to the ends of what can be reached
 _SATURATED: Final = 0.003  # a stride that changes the ratio by less has reached the end
 _LEVEL_STRIDES: Final = 4
@@ -103,8 +102,7 @@ def _between_neighbours(points: Mapping[float, float], ratio: float) -> float | 
     low, high = max(above), min(below)
     if min(abs(found - ratio) for found in points.values()) <= _TOLERANCE:
         return None
-    share = (points[low] - ratio) / (points[low] - points[high])
-    return low * math.exp(math.log(high / low) * min(max(share, _INNER[0]), _INNER[1]))
+    return temperature_between((low, points[low]), (high, points[high]), ratio)
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,9 @@ def test_the_search_settles_where_the_plant_spends_the_target(start: float) -> N
 
 
 def test_the_search_follows_a_target_that_moves() -> None:
-    search = TemperatureSearch(0.9)
-    state = settle(search, smooth, SearchState(1.0), 400)
+    state = settle(TemperatureSearch(0.9), smooth, SearchState(1.0), 400)
     assert smooth(state.prune_temperature) == pytest.approx(0.9, abs=0.005)
-    state = settle(search.with_target(0.4), smooth, state, 400)
+    state = settle(TemperatureSearch(0.4), smooth, state, 400)
     assert smooth(state.prune_temperature) == pytest.approx(0.4, abs=0.005)
 
 
@@ -115,14 +114,14 @@ def test_a_target_out_of_reach_gives_the_nearest_ratio(target: float, end: float
     assert 0.01 <= temperature <= 100.0
 
 
-def test_between_two_steps_bisection_gives_the_nearer_one() -> None:
+def test_between_two_steps_the_nearer_one_is_found() -> None:
     _, ratio = nearest_temperature(steps, 0.48)
     assert ratio == pytest.approx(6 / 12)
     _, ratio = nearest_temperature(steps, 0.43)
     assert ratio == pytest.approx(5 / 12)
 
 
-def test_bisection_measures_no_more_than_it_may_and_stops_when_near_enough() -> None:
+def test_the_search_measures_no_more_than_it_may_and_stops_when_near_enough() -> None:
     measured: list[float] = []
 
     def plant(prune_temperature: float) -> float:
@@ -136,10 +135,26 @@ def test_bisection_measures_no_more_than_it_may_and_stops_when_near_enough() -> 
     assert measured == [pytest.approx(1.0)]
 
 
+def test_interpolation_is_done_after_few_measurements() -> None:
+    measured: list[float] = []
+
+    def plant(prune_temperature: float) -> float:
+        measured.append(prune_temperature)
+        return 0.55 - 0.06 * math.log10(prune_temperature)
+
+    nearest_temperature(plant, 0.63, tolerance=1e-3)
+    assert len(measured) <= 4
+
+
+def test_what_cannot_be_measured_is_kept_away_from() -> None:
+    found = nearest_temperature(lambda t: smooth(t) if t < 3 else -math.inf, 0.45)
+    assert found[1] == pytest.approx(0.45, abs=0.005)
+
+
 @pytest.mark.parametrize(
     ("target", "bounds"), [(0.0, (0.1, 1.0)), (1.5, (0.1, 1.0)), (0.5, (1.0, 0.1)), (0.5, (0.0, 1.0))]
 )
-def test_bisection_refuses_bounds_and_targets_out_of_order(
+def test_the_search_refuses_bounds_and_targets_out_of_order(
     target: float, bounds: tuple[float, float]
 ) -> None:
     with pytest.raises(ConfigError):
