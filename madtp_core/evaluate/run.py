@@ -19,6 +19,7 @@ from madtp_core.tasks.base import PrunedModel
 
 ALL: Final = "all"
 PERCENTILES: Final = (50, 95)
+_DIGITS: Final = 3  # of mean token counts
 _READERS: Final = 4  # threads that open and resize pictures
 BANDS: Final = ("easy", "middle", "hard")
 Progress = Callable[[int], object]  # told how many samples were just done
@@ -171,8 +172,9 @@ def _mean_sequences(every: Sequence[TokenCounts], samples: int) -> Sequences:
     count = sum(counts.sequences for counts in every)
     blocks = len(every[0].kept_by_block)
     by_block = zip(*(counts.kept_by_block for counts in every), strict=True)
-    kept = tuple(sum(block) / count for block in by_block)
-    return Sequences(count / samples, sum(counts.dense for counts in every) / (blocks * count), kept)
+    kept = tuple(round(sum(block) / count, _DIGITS) for block in by_block)
+    tokens = sum(counts.dense for counts in every) / (blocks * count)
+    return Sequences(count / samples, round(tokens, _DIGITS), kept)
 
 
 def _read_ahead(
