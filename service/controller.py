@@ -16,6 +16,7 @@ KeepMode = Literal["max_keep", "per_instance"]
 Quality = Literal["exact", "balanced", "fast"]
 Reason = Literal["floor", "load", "method", "fixed", "uncalibrated"]
 Shape = tuple[tuple[str, int], ...]  # sequences of every kind; () where all requests of a model are alike
+_ROUNDING = 1e-6
 _Found = dict[tuple[Shape, float], float]  # prune temperatures by what they were asked for
 
 
@@ -83,8 +84,8 @@ class Setting:
     """What one request runs at.
 
     flops_ratio: its target now, degraded or not. asked_ratio: what the calibration was asked for. reason: why
-    it is not what the request wanted; `floor` is below what the model reaches at this batch size. dither: see
-    `Choice`.
+    it is not what the request wanted; `floor` is below what the model reaches, at this batch size and with
+    such requests. dither: see `Choice`.
     """
 
     prune_temperature: float
@@ -101,8 +102,10 @@ class Controller:
     """Holds what requests of a calibrated model spend at their targets.
 
     floor: no target degrades below this flops_ratio. of_shape: the calibration of a shape of requests in a
-    keep mode; None where all are alike. When it is off, every batch runs at the temperature that spends the
-    target in batches of reference_batch_size: the paper's way.
+    keep mode; None where all are alike. Requests of a shape never run at a higher temperature than such as
+    were calibrated need for the same target: they answer as well, and spend more where they must. When it is
+    off, every batch runs at the temperature that spends the target in batches of reference_batch_size: the
+    paper's way.
     """
 
     def __init__(
@@ -187,7 +190,12 @@ class Controller:
         self._states[one], choice = choose(state, target, size, reachable, dense_ratio)
         asked = choice.flops_ratio
         temperature = self._temperature(one.shape, asked, size, temperatures)
-        reason: Reason | None = "floor" if choice.is_floor else "load" if is_lowered else None
+        is_floor = choice.is_floor
+        if one.shape:  # how well others than calibrated ones answer above that temperature, nobody knows
+            highest = self._temperature((), target * math.exp(state.correction), size, temperatures)
+            is_floor = is_floor or temperature > highest * (1 + _ROUNDING)
+            temperature = min(temperature, highest)
+        reason: Reason | None = "floor" if is_floor else "load" if is_lowered else None
         return Setting(temperature, target, asked, reason, choice.dither)
 
     def _fixed_setting(self, one: TargetClass, temperatures: _Found) -> Setting:

@@ -49,8 +49,9 @@ def prune_temperature(
 ) -> float:
     """What `add_cost_options` asks for; says so where the calibration cannot reach the ratio.
 
-    shape: of the requests; None: as they were calibrated. Raises ConfigError for a ratio below 1 of a model
-    without a calibration.
+    shape: of the requests; None: as they were calibrated. No shape gets a higher temperature than that one:
+    nobody knows how well it would answer. Raises ConfigError for a ratio below 1 of a model without a
+    calibration.
     """
     if args.prune_temperature is not None:
         return float(args.prune_temperature)
@@ -66,7 +67,9 @@ def prune_temperature(
             "flops_ratio %.3g is out of reach of %s in batches of %d: pruning spends %.3f to %.3f there",
             *(args.flops_ratio, args.keep_mode, batch_size, low, high),
         )
-    return setting.prune_temperature
+    assert model.calibration is not None, "where requests of a shape have one, so has the model"
+    highest = model.calibration.temperature_for(args.flops_ratio, batch_size, args.keep_mode)
+    return min(setting.prune_temperature, highest)
 
 
 def field_of(text: str) -> tuple[str, object]:

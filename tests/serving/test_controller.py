@@ -200,6 +200,19 @@ def test_every_shape_of_requests_has_its_own_calibration_and_learns_for_itself()
     assert of_few.asked_ratio == pytest.approx(0.4, rel=0.02) and of_many.asked_ratio == pytest.approx(0.5)
 
 
+def test_no_shape_runs_hotter_than_calibrated_requests_at_the_same_target() -> None:
+    dear = Plant(most_alone=0.95)  # spends more at every temperature
+    controller = _controller(of_shape=lambda shape, keep_mode: dear)
+    many = replace(HALF, shape=(("text", 64),))
+    spent = _spend(controller, dear, lambda requests, rng: 1.0, requests=512, sizes=(4,), one=many)
+    assert set(spent) == {dear.flops_ratio(Plant().temperature_for(0.5, 4, "max_keep"), 4, "max_keep", 1.0)}
+    assert spent[0] > 0.55
+    (setting,) = controller.settings([many])
+    assert (setting.reason, setting.asked_ratio) == ("floor", pytest.approx(0.5))  # and nothing wound up
+    (other,) = controller.settings([HALF])
+    assert (other.reason, other.asked_ratio) == (None, pytest.approx(0.5))
+
+
 def test_shapes_are_counted_in_powers_of_two() -> None:
     assert shape_class({"vision": 1, "text": 0}) == (("text", 0), ("vision", 1))
     assert [shape_class({"text": n})[0][1] for n in (1, 2, 3, 5, 6, 8, 11, 12, 50)] == [
