@@ -39,6 +39,12 @@ class Admission:
         """The share of its places or of its tokens that is taken, 0 to 1: whichever is larger."""
         return min(1.0, max(self.inside / self.limit, self.tokens / self.max_tokens))
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody is let in now."""
+        has_tokens = not self.inside or self.tokens + self._typical_tokens <= self.max_tokens
+        return self.inside >= self.limit or not has_tokens
+
     def try_enter(self) -> Place | None:
         """Lets one request in; None when all places or tokens are taken. Every place needs one `leave`."""
         place = Place(self)

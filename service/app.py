@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.auth import ApiKeys
 from service.body import field_error
 from service.device import load_model
+from service.door import Door
 from service.errors import ApiError
 from service.middleware import REQUEST_ID_HEADER, RequestGuard, error_response
 from service.model import Model
@@ -56,6 +57,7 @@ def create_app(settings: Settings | None = None, models: Mapping[str, Model] | N
         lifespan=lifespan,
     )
     app.state.runtime = runtime
+    app.add_middleware(Door, runtime=runtime)
     app.add_middleware(ApiKeys, settings=settings)
     app.add_middleware(
         RequestGuard, max_body_bytes=settings.max_body_bytes, max_bytes_inside=settings.max_bytes_inside

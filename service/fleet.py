@@ -61,12 +61,15 @@ class Fleet:
         Raises ApiError where none can: the default's own, `task_not_served` when there is none, but the own
         one of a model that still loads, as it is not known yet what that serves.
         """
-        serving = self._serving(task)
-        problems = [engine.health() for engine in serving]
-        if able := [engine for engine, problem in zip(serving, problems, strict=True) if problem is None]:
+        if able := self.able_now(task):
             return able
+        problems = [engine.health() for engine in self._serving(task)]
         problems += [engine.health() for engine in self.engines.values() if not engine.tasks]
         raise next(filter(None, problems), ApiError("task_not_served"))
+
+    def able_now(self, task: str) -> list[Engine]:
+        """As `able`, but none where there are none."""
+        return [engine for engine in self._serving(task) if engine.health() is None]
 
     def named(self, name: str, task: str) -> Engine:
         """The model of a name; raises ApiError when there is none, or it serves other tasks."""

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
 LINGER_S = 1.0
+SMALL_BODY_BYTES = 65_536
 MAX_URL_BYTES = 8192
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -60,6 +61,8 @@ class RequestGuard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if body.is_soon_complete:  # to read the rest is cheaper than another connection
+                    await body.discard(self._linger_s)
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID_HEADER] = request_id
                 if not body.is_complete:
@@ -120,6 +123,11 @@ class _Body:
     def is_being_sent(self) -> bool:
         """Whether the client is still sending; one that expects `100 Continue` has not begun."""
         return not (self.is_complete or self._waits_for_continue)
+
+    @property
+    def is_soon_complete(self) -> bool:
+        """Whether what is still being sent is so little that it is most likely here already."""
+        return self.is_being_sent and 0 < self._announced_bytes <= SMALL_BODY_BYTES
 
     async def receive(self) -> Message:
         if self._announced_bytes > self._max_bytes:

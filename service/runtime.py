@@ -141,6 +141,19 @@ class Runtime:
             trace_headers={name: headers[name] for name in TRACE_HEADERS if name in headers},
         )
 
+    def is_full(self, task: str) -> bool:
+        """Whether a task has models that could serve it now, and all of them let nobody in."""
+        able = [] if self.is_draining else self.fleet.able_now(task)
+        return bool(able) and all(engine.admission.is_full for engine in able)
+
+    def turn_away(self, job: Job) -> ApiError:
+        """Ends and counts a job that is not let in, and gives its error."""
+        error = ApiError("overloaded")
+        self._note_error(job, error)
+        job.finished_s = self.clock()
+        self._publish(job)
+        return error
+
     @asynccontextmanager
     async def serving(self, job: Job) -> AsyncIterator[None]:
         """Admits a job, holds it to its deadline, and counts it once, however it ends.

@@ -14,6 +14,16 @@ def test_as_many_as_the_limit_enter() -> None:
     assert [admission.try_enter() is not None for _ in range(3)] == [True, True, False]
 
 
+def test_it_is_full_when_nobody_enters() -> None:
+    by_places, by_tokens = Admission(1), Admission(10, max_tokens=100)
+    assert not by_places.is_full and not by_tokens.is_full
+    for admission in (by_places, by_tokens):
+        _enter(admission)
+    assert by_places.is_full and not by_tokens.is_full
+    assert by_tokens.try_resize(_enter(by_tokens), 98.5)
+    assert by_tokens.is_full and by_tokens.try_enter() is None
+
+
 def test_leaving_makes_room() -> None:
     admission = Admission(1)
     admission.leave(_enter(admission), 0.0, was_answered=False)

@@ -246,10 +246,11 @@ def test_overload_is_answered_at_once_with_retry_after_and_decodes_nothing(
         response = client.post("/v1/vqa", json=question)
         check(response, "overloaded")
         assert int(response.headers["retry-after"]) >= 1
+        check(client.post("/v1/vqa?report=what", content=b"{"), "overloaded")  # nobody looks at either
     assert first.result(10).status_code == 200
     metrics = client.get("/metrics").text
     assert 'madtp_images_decoded_total{model="fake"} 1.0' in metrics
-    assert 'madtp_shed_total{model="fake",reason="overloaded",task="vqa"} 1.0' in metrics
+    assert 'madtp_shed_total{model="fake",reason="overloaded",task="vqa"} 2.0' in metrics
     assert client.post("/v1/vqa", json=question).status_code == 200
 
 

@@ -35,7 +35,8 @@ def test_every_request_without_an_id_gets_a_new_one(client: TestClient) -> None:
 
 def test_a_body_that_announces_too_much_is_refused_unread(serve: Serve, question: Message) -> None:
     client = serve(max_body_bytes=100)
-    response = client.post("/v1/vqa", json=question)
+    check(client.post("/v1/vqa", json=question), "body_too_large")
+    response = client.post("/v1/vqa", json=question | {"question": "is it? " * 10_000})
     check(response, "body_too_large")
     assert response.headers["connection"] == "close"
 
@@ -140,8 +141,17 @@ def _messages(exchange: Exchange) -> list[Message]:
     return [message for _, message in exchange.sent]
 
 
-def test_an_unread_body_is_answered_first_then_read_away_then_closed() -> None:
+def test_a_small_body_is_read_away_and_the_connection_stays_open() -> None:
     exchange = Exchange([b"x"] * 5, {"content-length": "5"})
+    asyncio.run(exchange.run(_guard(_refusing)))
+    start, answer = _messages(exchange)
+    assert b"connection" not in dict(start["headers"])
+    assert b"overloaded" in answer["body"]
+    assert [read for read, _ in exchange.sent] == [5, 5]
+
+
+def test_a_large_unread_body_is_answered_first_then_read_away_then_closed() -> None:
+    exchange = Exchange([b"x"] * 5, {"content-length": "70000"})
     asyncio.run(exchange.run(_guard(_refusing)))
     start, answer, end = _messages(exchange)
     assert (b"connection", b"close") in start["headers"]
@@ -152,9 +162,16 @@ def test_an_unread_body_is_answered_first_then_read_away_then_closed() -> None:
 
 
 def test_reading_away_ends_after_a_while() -> None:
-    exchange = Exchange([], {"content-length": "5"})  # announces a body and sends nothing
+    exchange = Exchange([], {"content-length": "70000"})  # announces a body and sends nothing
     asyncio.run(exchange.run(_guard(_refusing, linger_s=0.01)))
     assert len(exchange.sent) == 3
+
+
+def test_a_small_body_that_does_not_come_is_not_waited_for_long() -> None:
+    exchange = Exchange([], {"content-length": "5"})
+    asyncio.run(exchange.run(_guard(_refusing, linger_s=0.01)))
+    start, *_ = _messages(exchange)
+    assert (b"connection", b"close") in start["headers"]
 
 
 def test_a_client_that_expects_to_be_told_to_continue_is_not_read_at_all() -> None:
