@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,18 +43,24 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     predict.set_defaults(run=_predict)
 
 
-def _temperatures(
-    model: PrunedModel, args: argparse.Namespace, queries: Sequence[Any]
-) -> float | list[float]:
-    """One for all by their mean shape, or one for each where a batch may have several."""
-    shapes = [model.shape_of(query) for query in queries]
-    if args.keep_mode == PER_INSTANCE:
-        return [prune_temperature(model, args, len(queries), shape) for shape in shapes]
-    total = Counter[str]()
-    for shape in shapes:
-        total.update(shape)
-    mean = {kind: round(count / len(shapes)) for kind, count in total.items()}
-    return prune_temperature(model, args, len(queries), mean)
+def _chosen(model: PrunedModel, args: argparse.Namespace) -> Callable[[Sequence[Any]], float | list[float]]:
+    """Prune temperatures of a batch: one by its queries' mean shape, or one each where they may differ."""
+
+    @cache  # of a file's requests most are alike
+    def temperature(size: int, shape: tuple[tuple[str, int], ...]) -> float:
+        return prune_temperature(model, args, size, dict(shape))
+
+    def of_batch(queries: Sequence[Any]) -> float | list[float]:
+        shapes = [model.shape_of(query) for query in queries]
+        if args.keep_mode == PER_INSTANCE:
+            return [temperature(len(queries), tuple(shape.items())) for shape in shapes]
+        total = Counter[str]()
+        for shape in shapes:
+            total.update(shape)
+        mean = tuple((kind, round(count / len(shapes))) for kind, count in total.items())
+        return temperature(len(queries), mean)
+
+    return of_batch
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -83,7 +90,7 @@ def _predict(args: argparse.Namespace) -> int:
             task,
             left,
             batch_size=args.batch_size,
-            prune_temperature=lambda queries: _temperatures(model, args, queries),
+            prune_temperature=_chosen(model, args),
             keep_mode=args.keep_mode,
         ):
             out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from madtp_core.cli import main
 from madtp_core.data.shapes import ShapesVqa
 from service.app import create_app
 from service.settings import load_settings
@@ -165,3 +166,19 @@ def test_however_many_texts_an_image_is_ranked_against_half_the_operations_are_s
     replies = with_service(talk, name="blip-retrieval-shapes", keep_mode="per_instance")
     ratios = [reply.json()["report"]["flops_ratio"] for reply in replies]
     assert sum(ratios) / len(ratios) == pytest.approx(0.5, rel=0.06)
+
+
+@pytest.mark.parametrize("keep_mode", ["max_keep", "per_instance"])
+def test_predict_holds_requests_of_two_texts_to_their_target_as_well(tmp_path, monkeypatch, keep_mode):
+    monkeypatch.chdir(ROOT)
+    scenes, texts = ShapesVqa(6, "test", 24, 1), ["two green triangles", "a red circle and a blue square"]
+    for index in range(24):
+        Image.fromarray(scenes[index].image).save(tmp_path / f"{index}.png")
+    lines = (json.dumps({"image": f"{index}.png", "texts": texts}) for index in range(24))
+    (tmp_path / "requests.jsonl").write_text("\n".join(lines))
+    options = ["--flops-ratio", "0.5", "--batch-size", "8", "--keep-mode", keep_mode]
+    checkpoint = ["--checkpoint", "checkpoints/blip-retrieval-shapes", "--out", str(tmp_path / "out.jsonl")]
+    assert main(["predict", str(tmp_path / "requests.jsonl"), *checkpoint, *options]) == 0
+    records = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    ratios = [record["cost"]["flops_ratio"] for record in records]
+    assert sum(ratios) / 24 == pytest.approx(0.5, rel=0.08)
