@@ -47,14 +47,11 @@ class Admission:
 
     def try_enter(self) -> Place | None:
         """Lets one request in; None when all places or tokens are taken. Every place needs one `leave`."""
-        place = Place(self)
-        if self.inside >= self.limit:
+        if self.is_full:
             return None
         self.inside += 1
-        if self._try_take(place, self._typical_tokens):
-            return place
-        self.inside -= 1
-        return None
+        self.tokens += self._typical_tokens
+        return Place(self, self._typical_tokens)
 
     def try_resize(self, place: Place, tokens: float) -> bool:
         """Corrects what a request inside takes up; False, and nothing changes, when there is not so much."""

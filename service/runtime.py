@@ -150,8 +150,7 @@ class Runtime:
         """Ends and counts a job that is not let in, and gives its error."""
         error = ApiError("overloaded")
         self._note_error(job, error)
-        job.finished_s = self.clock()
-        self._publish(job)
+        self._end(job)
         return error
 
     @asynccontextmanager
@@ -181,9 +180,7 @@ class Runtime:
             self._note_error(job, ApiError("internal"))
             raise
         finally:
-            job.finished_s = self.clock()
-            self._leave(job)
-            self._publish(job)
+            self._end(job)
 
     def assign(self, job: Job, fields: RequestFields) -> Engine:
         """The engine of a request whose fields are known, with room for what it asks; nothing is decoded yet.
@@ -274,6 +271,11 @@ class Runtime:
         job.place = next(filter(None, places), None)
         if job.place is None:
             raise ApiError("overloaded")
+
+    def _end(self, job: Job) -> None:
+        job.finished_s = self.clock()
+        self._leave(job)
+        self._publish(job)
 
     def _leave(self, job: Job) -> None:
         if job.place is not None:

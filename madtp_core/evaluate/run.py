@@ -57,21 +57,15 @@ class Evaluation:
 
     def branch_densities(self) -> dict[str, float]:
         """Tokens kept over tokens of dense runs, by kind of sequence: `vision`, `text`, `match`."""
-        totals: dict[str, list[int]] = {}
-        for outlay in self.outlays:
-            for kind, counts in outlay.tokens.items():
-                total = totals.setdefault(kind, [0, 0])
-                total[0] += counts.kept
-                total[1] += counts.dense
-        return {kind: kept / dense for kind, (kept, dense) in totals.items()}
+        return {
+            kind: sum(counts.kept for counts in every) / sum(counts.dense for counts in every)
+            for kind, every in self._by_kind().items()
+        }
 
     def sequences(self) -> dict[str, Sequences]:
         """What a sample's sequences were and kept, by kind: means."""
-        every: dict[str, list[TokenCounts]] = {}
-        for outlay in self.outlays:
-            for kind, counts in outlay.tokens.items():
-                every.setdefault(kind, []).append(counts)
-        return {kind: _mean_sequences(counts, len(self.outlays)) for kind, counts in every.items()}
+        samples = len(self.outlays)
+        return {kind: _mean_sequences(every, samples) for kind, every in self._by_kind().items()}
 
     def gmacs(self) -> dict[str, float]:
         """Multiply-adds of a request in thousand millions, spent and dense: mean and percentiles."""
@@ -114,6 +108,14 @@ class Evaluation:
             },
             "samples": len(self.groups),
         }
+
+    def _by_kind(self) -> dict[str, list[TokenCounts]]:
+        """The token counts of every sample that has sequences of a kind."""
+        found: dict[str, list[TokenCounts]] = {}
+        for outlay in self.outlays:
+            for kind, counts in outlay.tokens.items():
+                found.setdefault(kind, []).append(counts)
+        return found
 
     def _rows(self, group: str) -> list[int]:
         return [row for row, groups in enumerate(self.groups) if group == ALL or group in groups]
