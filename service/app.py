@@ -20,9 +20,11 @@ from service.door import Door
 from service.errors import ApiError
 from service.middleware import REQUEST_ID_HEADER, RequestGuard, error_response
 from service.model import Model
+from service.model_process import ModelProcess
+from service.remote_model import RemoteModel
 from service.routes import build_router
 from service.runtime import Runtime
-from service.settings import Settings, load_settings
+from service.settings import ModelSource, Settings, load_settings
 
 DESCRIPTION = """
 Vision-language models whose tokens are pruned by MADTP. Every answer comes with a report of what it cost:
@@ -40,7 +42,12 @@ def create_app(settings: Settings | None = None, models: Mapping[str, Model] | N
     SettingsError.
     """
     settings = settings or load_settings()
-    runtime = Runtime(settings, _loaders(settings, models))
+    process = None
+    if models is None and settings.model_process == "on":
+        process = ModelProcess([model.name for model in settings.models])
+    runtime = Runtime(settings, _loaders(settings, models, process))
+    if process is not None:
+        runtime.metrics.add_process(process.pid)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -56,7 +63,7 @@ def create_app(settings: Settings | None = None, models: Mapping[str, Model] | N
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.state.runtime = runtime
+    app.state.runtime, app.state.model_process = runtime, process
     app.add_middleware(Door, runtime=runtime)
     app.add_middleware(ApiKeys, settings=settings)
     app.add_middleware(
@@ -71,10 +78,15 @@ def create_app(settings: Settings | None = None, models: Mapping[str, Model] | N
     return app
 
 
-def _loaders(settings: Settings, models: Mapping[str, Model] | None) -> dict[str, Callable[[], Model]]:
-    if models is None:
-        return {model.name: partial(load_model, model, settings) for model in settings.models}
-    return {name: partial(_loaded, model) for name, model in models.items()}
+def _loaders(
+    settings: Settings, models: Mapping[str, Model] | None, process: ModelProcess | None
+) -> dict[str, Callable[[], Model]]:
+    if models is not None:
+        return {name: partial(_loaded, model) for name, model in models.items()}
+    load: Callable[[ModelSource, Settings], Model] = load_model
+    if process is not None:
+        load = partial(RemoteModel.load, process)
+    return {model.name: partial(load, model, settings) for model in settings.models}
 
 
 def _loaded(model: Model) -> Model:

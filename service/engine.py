@@ -23,6 +23,7 @@ from service.job import Job
 from service.job_queue import JobQueue
 from service.model import BatchRecord, Model, image_tokens
 from service.needs import Needs
+from service.remote_model import RemoteModel
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -126,6 +127,10 @@ class Engine:
         """The share of its tokens that a request is likely to need, before anything is known of it."""
         return 1.0 if target.flops_ratio >= 1 else self.needs.mean
 
+    def hold(self, query: Any) -> Any:
+        """What stands for a query until it runs: a model in a process of its own is sent it ahead."""
+        return self.model.hold(query) if isinstance(self.model, RemoteModel) else query
+
     def submit(self, job: Job) -> int:
         """Queues a job and gives the key to cancel it by; raises ApiError when dead, starting or full."""
         assert job.prepared is not None, "a job is prepared before it is submitted"
@@ -134,11 +139,17 @@ class Engine:
         target = job.target_class
         if target.flops_ratio < 1:  # which share is spent depends on the shape; nothing of it on dense
             job.target = target = replace(target, shape=shape_class(self.model.shape_of(job.query)))
-        if job.prepared.features is not None and target.flops_ratio < 1:
-            job.predicted_difficulty = self.needs.predict(job.prepared.features)
+        job.predicted_difficulty = self.predict(job)
         need = job.predicted_difficulty or self.typical_need(target)
         job.tokens = need * job.prepared.dense_tokens
         return self._queue.put(job, lane=(job.task, self._mates(target)))
+
+    def predict(self, job: Job) -> float | None:
+        """The share of its tokens that a job should need; None where it runs dense, or nothing is known."""
+        features = None if job.prepared is None else job.prepared.features
+        if features is None or job.target_class.flops_ratio >= 1:
+            return None
+        return self.needs.predict(features)
 
     def cancel(self, key: int) -> None:
         """Takes a job out of the queue if it still waits; the answer of one that runs is thrown away."""
@@ -192,6 +203,8 @@ class Engine:
         if phase == "failed":
             self._on_death()
         self.needs.save()
+        if isinstance(self.model, RemoteModel):
+            self.model.close()
 
     def _serve(self, forward: Forward, jobs: Sequence[Job]) -> None:
         """Answers every job, whatever goes wrong; one that spoils its batch is searched for and found."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from service.controller import EXACT, Setting, TargetClass, target_class
 from service.job import Job, Served
-from service.model import BatchRecord, Model, tasks_of, trial_query
+from service.model import BatchRecord, Model, run_task, tasks_of, trial_query
+from service.remote_model import RemoteModel
 from service.steering import floor_of, steering_of
 
 if TYPE_CHECKING:
@@ -40,9 +41,8 @@ class Forward:
         classes = [job.target_class for job in jobs]
         settings = self._settings_of(classes)
         started_s = self._clock()
-        answers = self._predict(task, [job.query for job in jobs], settings)
+        answers, taken_s = self._predict(task, [job.query for job in jobs], settings)
         shown = self._shown(task, answers)
-        taken_s = self._clock() - started_s
         inference_s = max(0.0, taken_s - sum(answer.postprocess_s for answer in answers))
         self.steering.observe(classes, settings, [answer.spent.cost.flops_ratio for answer in answers])
         served = [
@@ -97,22 +97,29 @@ class Forward:
 
     def _try(self, task: str, size: int, target: TargetClass) -> None:
         settings = self._settings_of([target] * size)
-        self._shown(task, self._predict(task, [trial_query(self._model, task)] * size, settings))
+        answers, _ = self._predict(task, [trial_query(self._model, task)] * size, settings)
+        self._shown(task, answers)
 
-    def _predict(self, task: str, queries: Sequence[Any], settings: Sequence[Setting]) -> list[Any]:
-        from madtp_core.tasks.plain import plain_task
-
+    def _predict(
+        self, task: str, queries: Sequence[Any], settings: Sequence[Setting]
+    ) -> tuple[list[Any], float]:
+        """The answers, and how many seconds the model took."""
         is_shared = self._settings.keep_mode == "max_keep"
         temperatures = [setting.prune_temperature for setting in settings]
-        answers = plain_task(task).predict(
+        started_s = self._clock()
+        answers = run_task(
             self._model,
+            task,
             queries,
             prune_temperature=temperatures[0] if is_shared else temperatures,
             keep_mode=self._settings.keep_mode,
         )
+        taken_s = self._clock() - started_s
+        if isinstance(self._model, RemoteModel):  # not what its answers took on their way
+            taken_s = self._model.seconds
         if len(answers) != len(queries):
             raise RuntimeError(f"the model returned {len(answers)} answers to {len(queries)} queries")
-        return answers
+        return answers, taken_s
 
     def _shown(self, task: str, answers: Sequence[Any]) -> list[dict[str, Any]]:
         from madtp_core.tasks.plain import plain_task

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from service.admission import Place
@@ -14,6 +14,7 @@ from service.controller import Setting, TargetClass
 if TYPE_CHECKING:
     from madtp_core.tasks.cost import Spent
 
+Features = tuple[float, ...]
 STAGES = ("queue", "decode", "preprocess", "inference", "postprocess")
 
 
@@ -22,16 +23,18 @@ class Prepared:
     """What a preprocessing thread hands back: the query, and seconds: waiting, decoding, resizing.
 
     dense_tokens: of the request unpruned, all branches, words counted for tokens. features: what its
-    difficulty is predicted from; None where nothing is to be predicted.
+    difficulty is predicted from; None where nothing is to be predicted, and until `find_features` is called,
+    which holds the pictures.
     """
 
     query: Any
     images: int
     dense_tokens: float
-    features: tuple[float, ...] | None
+    features: Features | None
     thread_wait_s: float
     decode_s: float
     preprocess_s: float
+    find_features: Callable[[], Features] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,11 @@ class Job:
         self.seconds["queue"] = prepared.thread_wait_s
         self.seconds["decode"] = self.seconds.get("decode", 0.0) + prepared.decode_s
         self.seconds["preprocess"] = prepared.preprocess_s
+
+    def note_features(self, features: Features) -> None:
+        """Writes down what was found of a prepared job while it ran already."""
+        assert self.prepared is not None, "a job is prepared before it is submitted"
+        self.prepared = replace(self.prepared, features=features, find_features=None)
 
     def note_served(self, served: Served) -> None:
         """Writes down what the engine made and took."""

@@ -95,6 +95,10 @@ class Metrics:
         self._gpu_memory = self._gauge("gpu_memory_bytes", "of the model's GPU, in use by this process")
         self._gpu_power = self._gauge("gpu_power_watts", "drawn by the model's GPU, where it says so")
 
+    def add_process(self, pid: Callable[[], int | None]) -> None:
+        """Announces the process that models compute in: what it takes of the machine."""
+        ProcessCollector("model", lambda: pid() or "none", registry=self.registry)
+
     def add_model(self, facts: ModelFacts) -> None:
         """Announces a model that is ready; its functions are asked at every scrape."""
         labels = {"model": facts.model, "task": facts.task}

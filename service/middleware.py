@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 import time
-import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ REQUEST_ID_HEADER = "x-request-id"
 LINGER_S = 1.0
 SMALL_BODY_BYTES = 65_536
 MAX_URL_BYTES = 8192
+_ids = random.Random()  # uuid4 asks the kernel, and other threads get the interpreter meanwhile
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -171,7 +172,7 @@ class _Body:
 def _request_id(scope: Scope) -> str:
     """The client's own id where it has a safe form, else a new one."""
     given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _REQUEST_ID.fullmatch(given) else f"{_ids.getrandbits(128):032x}"
 
 
 def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from service.controller import Calibration as Controlled
+from service.remote_model import RemoteModel
 from service.schemas import RequestFields
 from service.tasks import TASKS
 
@@ -36,9 +37,9 @@ class ImageCache(Protocol):
 
 
 class Model(Protocol):
-    """What the service needs of a model; every `madtp_core.tasks.base.PrunedModel` is one.
+    """What the service needs to know of a model; every `madtp_core.tasks.base.PrunedModel` is one.
 
-    `predict` takes queries of its task; prune_temperature is one for all or one a query.
+    `run_task` has it answer.
     """
 
     @property
@@ -53,9 +54,6 @@ class Model(Protocol):
     def calibration_of(self, shape: Mapping[str, int], keep_mode: str) -> Calibration | None: ...
     @property
     def image_cache(self) -> ImageCache | None: ...
-    def predict(
-        self, queries: Sequence[Any], *, prune_temperature: float | Sequence[float], keep_mode: str
-    ) -> list[Any]: ...
     def describe(self) -> dict[str, Any]: ...
 
 
@@ -76,6 +74,26 @@ def tasks_of(model: Model) -> tuple[str, ...]:
     from madtp_core.tasks.plain import plain_task
 
     return tuple(name for name in TASKS if model.task in plain_task(name).models)
+
+
+def run_task(
+    model: Model,
+    task: str,
+    queries: Sequence[Any],
+    *,
+    prune_temperature: float | Sequence[float],
+    keep_mode: str,
+) -> list[Any]:
+    """The answers of a model, wherever it computes, to queries of one of its tasks.
+
+    prune_temperature: one for all or one a query. Raises what the model raises.
+    """
+    from madtp_core.tasks.plain import plain_task
+
+    options: dict[str, Any] = {"prune_temperature": prune_temperature, "keep_mode": keep_mode}
+    if isinstance(model, RemoteModel):
+        return model.run(task, queries, **options)
+    return plain_task(task).predict(model, queries, **options)
 
 
 def image_tokens(model: Model) -> int:

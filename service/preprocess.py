@@ -8,7 +8,8 @@ import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -17,12 +18,13 @@ from madtp_core.difficulty import image_features, joined_features, text_features
 from madtp_core.errors import ConfigError
 from madtp_core.images import preprocess_image, upright_rgb
 from service.errors import ApiError
-from service.job import Prepared
+from service.job import Features, Prepared
 
 if TYPE_CHECKING:
     from madtp_core.images import ImageGeometry
     from service.settings import Settings
 
+FeaturesWanted = Literal["now", "later", "never"]
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MIN_SIDE = 3
 _URL_SCHEMES = ("http://", "https://")
@@ -55,40 +57,46 @@ def prepare(
     geometry: ImageGeometry,
     image_tokens: int,
     limits: ImageLimits,
-    wants_features: bool,
+    features: FeaturesWanted,
     asked_s: float,
+    hold: Callable[[Any], Any] = lambda query: query,
     clock: Callable[[], float] = time.monotonic,
 ) -> Prepared:
     """Makes the query of one request; runs in a worker thread. Raises ApiError on a bad image.
 
     images: each with the name that an error calls it by. texts: what the model reads. `asked_s` is when the
-    thread was asked for, on the same clock.
+    thread was asked for, on the same clock. `hold` gives what stands for the query from here on. features:
+    whether they are found here, or the caller is told how.
     """
     # The service starts to answer probes before torch is there; by now the engine has imported it.
     from madtp_core.tasks.plain import plain_task
 
     started_s = clock()
     decode_s = 0.0
-    pixels, looks = [], []
+    pixels, pictures = [], []
     for param, image in images:
         began_s = clock()
         picture = _picture(param, image, limits)
         decode_s += clock() - began_s
         pixels.append(preprocess_image(picture, geometry))
-        if wants_features:
-            looks.append(image_features(np.asarray(picture)))
-    features = None
-    if wants_features:
-        features = tuple(joined_features(looks, [text_features(text) for text in texts]).tolist())
+        pictures.append(picture)
+    find_features = None if features == "never" else partial(_features, pictures, texts)
+    found = find_features() if find_features is not None and features == "now" else None
     return Prepared(
-        query=plain_task(task).query(fields, pixels),
+        query=hold(plain_task(task).query(fields, pixels)),
         images=len(images),
         dense_tokens=request_tokens(len(images), texts, image_tokens),
-        features=features,
+        features=found,
         thread_wait_s=started_s - asked_s,
         decode_s=decode_s,
         preprocess_s=clock() - started_s - decode_s,
+        find_features=find_features if features == "later" else None,
     )
+
+
+def _features(pictures: Sequence[Image.Image], texts: Sequence[str]) -> Features:
+    looks = [image_features(np.asarray(picture)) for picture in pictures]
+    return tuple(joined_features(looks, [text_features(text) for text in texts]).tolist())
 
 
 def request_tokens(images: int, texts: Sequence[str], image_tokens: int) -> float:

@@ -18,7 +18,8 @@ from service.fetch import ImageFetcher
 from service.fleet import Fleet
 from service.job import Job
 from service.metrics import Metrics, ModelFacts
-from service.preprocess import ImageLimits, is_url, load_decoders, prepare, request_tokens
+from service.preprocess import FeaturesWanted, ImageLimits, is_url, load_decoders, prepare, request_tokens
+from service.remote_model import RemoteModel
 from service.steering import floor_of
 from service.tracing import Tracing
 
@@ -51,6 +52,7 @@ class Runtime:
         self.limits = ImageLimits.of(settings)
         self.metrics = Metrics()
         self.is_draining = False
+        self._turn = asyncio.Lock()
         self.has_failed = False
         self._tracing = Tracing(settings.otel_endpoint) if settings.otel_endpoint else None
         self._fetcher = None
@@ -101,7 +103,10 @@ class Runtime:
 
     def _announce(self, engine: Engine) -> None:
         """Called on the engine's thread when its model is warm."""
-        memory_bytes, power_watts = gpu_readings(self.settings.device)
+        if isinstance(engine.model, RemoteModel):
+            memory_bytes, power_watts = engine.model.gpu_readings()
+        else:
+            memory_bytes, power_watts = gpu_readings(self.settings.device)
         self.metrics.add_model(
             ModelFacts(
                 model=engine.name,
@@ -216,6 +221,11 @@ class Runtime:
         """
         assert engine.model is not None, "a healthy engine has a model"
         pictures = await self._fetched(job, fields.pictures())
+        # Who is alone runs at once; what would sort it among others is found meanwhile, to be learned from.
+        is_alone = engine.admission.inside == 1
+        features: FeaturesWanted = "never"
+        if engine.predicts_difficulty:
+            features = "later" if is_alone else "now"
         work = partial(
             prepare,
             job.task,
@@ -225,17 +235,25 @@ class Runtime:
             geometry=engine.model.image_geometry,
             image_tokens=engine.image_tokens,
             limits=self.limits,
-            wants_features=engine.predicts_difficulty,
+            features=features,
             asked_s=self.clock(),
+            hold=engine.hold,
             clock=self.clock,
         )
         loop = asyncio.get_running_loop()
-        job.note_prepared(await loop.run_in_executor(self._threads, work))
+        prepared = await loop.run_in_executor(self._threads, work)
+        job.note_prepared(prepared)
         key = engine.submit(job)
         try:
-            job.note_served(await asyncio.wrap_future(job.future))
+            if prepared.find_features is not None:
+                job.note_features(await loop.run_in_executor(self._threads, prepared.find_features))
+                job.predicted_difficulty = engine.predict(job)
+            served = await asyncio.wrap_future(job.future)
         finally:
             engine.cancel(key)
+        async with self._turn:  # the answers of a batch come at once: between them the loop reads its sockets
+            await asyncio.sleep(0)
+        job.note_served(served)
 
     async def _fetched(self, job: Job, pictures: Sequence[tuple[str, Image]]) -> list[tuple[str, Image]]:
         """The pictures with URLs replaced by what they give, which counts as decoding; raises ApiError."""

@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, description="threads of one forward pass; torch's choice if unset"
     )
+    model_process: Literal["on", "off"] = Field(
+        "on", description="models compute in a process of their own, not beside HTTP and decoding"
+    )
     preprocess_threads: int = Field(2, ge=1, le=64, description="threads that decode and resize images")
 
     keep_mode: Literal["max_keep", "per_instance"] = Field(

@@ -259,9 +259,15 @@ SATURATION = Dashboard(
         ),
         Panel(
             "Processor",
-            "Cores in use by each instance.",
+            "Cores in use by each instance, and by the process that its models compute in.",
             "short",
-            ((f'rate(process_cpu_seconds_total{{job="madtp"}}[{RATE}])', "{{instance}}"),),
+            (
+                (f'rate(process_cpu_seconds_total{{job="madtp"}}[{RATE}])', "{{instance}}"),
+                (
+                    or_0(f'rate(model_process_cpu_seconds_total{{job="madtp"}}[{RATE}])'),
+                    "{{instance}} models",
+                ),
+            ),
         ),
         Panel(
             "Memory",
@@ -269,6 +275,7 @@ SATURATION = Dashboard(
             "bytes",
             (
                 ('process_resident_memory_bytes{job="madtp"}', "{{instance}}"),
+                (or_0('model_process_resident_memory_bytes{job="madtp"}'), "{{instance}} models"),
                 (
                     or_0('sum by (instance, model) (madtp_gpu_memory_bytes{model=~"$model"})'),
                     "GPU {{model}}",

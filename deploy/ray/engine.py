@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import TYPE_CHECKING
 
 from deploy.ray.exchange import Forwarded, Reply, answer
@@ -39,6 +40,7 @@ class EngineReplica:
         while self._runtime.phase in ("loading", "warming"):
             await asyncio.sleep(_POLL_S)
         self.check_health()
+        gc.freeze()  # as `madtp-serve`: no search of the libraries' objects for garbage while serving
 
     async def serve(self, request: Forwarded) -> Reply:
         """Answer one request."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import threading
@@ -57,7 +58,7 @@ class PacedModel:
     """A model whose batch ends only when `may_end`: so the next one finds the queue that it should find."""
 
     def __init__(self, model: Model) -> None:
-        self._model = model
+        self._model: Any = model
         self.may_end: Callable[[], bool] = lambda: True
 
     def __getattr__(self, name: str) -> Any:
@@ -65,7 +66,7 @@ class PacedModel:
 
     def predict(self, queries: Sequence[Any], **options: Any) -> list[Any]:
         """The model's own answers."""
-        answers = self._model.predict(queries, **options)
+        answers: list[Any] = self._model.predict(queries, **options)
         while not self.may_end():
             time.sleep(_POLL_S)
         return answers
@@ -128,6 +129,7 @@ def running_engine(name: str, model: Model, settings: Settings) -> Iterator[Serv
             if engine.phase == "failed" or time.monotonic() > give_up_s:
                 raise LoadTestError(f"the engine of {name} is {engine.phase}, not ready")
             time.sleep(_POLL_S)
+        gc.freeze()  # as the service does
         yield Serving(engine, settings, paced)
     finally:
         engine.stop(_STOP_TIMEOUT_S)
@@ -171,7 +173,7 @@ def _prepared(
         geometry=serving.engine.model.image_geometry,
         image_tokens=serving.engine.image_tokens,
         limits=ImageLimits.of(serving.settings),
-        wants_features=serving.engine.predicts_difficulty,
+        features="now" if serving.engine.predicts_difficulty else "never",
         asked_s=time.monotonic(),
     )
 

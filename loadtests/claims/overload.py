@@ -84,7 +84,9 @@ def digest(seen: Sequence[Seen], step_s: tuple[float, float], limit_s: float) ->
     """The claim's figures; step_s: when the overload began and ended. None where nothing of the kind came.
 
     floor_first_s: from the first batch at the floor to the first reply that shed, negative where that was
-    earlier. recovery_s: from the end of the overload to the first of 16 answers in a row at full quality.
+    later. above_floor_after_shed: the share of answers whose batch began above the floor, of those that began
+    while requests were shed. recovery_s: from the end of the overload to the first of 16 answers in a row at
+    full quality.
     """
     began_s, ended_s = step_s
     answered = [one for one in seen if one.status == OK]
@@ -94,6 +96,8 @@ def digest(seen: Sequence[Seen], step_s: tuple[float, float], limit_s: float) ->
     floors_s = [one.began_s for one in during if one.is_floor and one.began_s is not None]
     sheds_s = [one.finished_s for one in seen if one.status in SHED]
     first_s = min(sheds_s) - min(floors_s) if floors_s and sheds_s else None
+    pressed = [one for one in during if sheds_s and one.began_s and min(sheds_s) < one.began_s < max(sheds_s)]
+    above = sum(not one.is_floor for one in pressed) / len(pressed) if pressed else None
     return {
         "sent": len(seen),
         "answered": len(answered),
@@ -104,6 +108,7 @@ def digest(seen: Sequence[Seen], step_s: tuple[float, float], limit_s: float) ->
         "latency_during_s": _quantiles(sorted(one.finished_s - one.scheduled_s for one in during)),
         "least_target": min((one.target for one in during if one.target is not None), default=None),
         "floor_first_s": first_s,
+        "above_floor_after_shed": above,
         "shed_s": _quantiles(shed),
         "shed_without_retry_after": sum(not one.has_retry_after for one in seen if one.status in SHED),
         "recovery_s": _recovery_s(answered, ended_s),
@@ -210,6 +215,7 @@ def _judge(found: Found, plan: Plan) -> list[Verdict]:
     one = found["overload"]
     latency_s, shed_s = one["latency_s"], one["shed_s"]
     first_s, recovery_s = one["floor_first_s"], one["recovery_s"]
+    above = one["above_floor_after_shed"]
     decoded, without = one["images_decoded"], one["shed_without_retry_after"]
     return [
         Verdict(
@@ -223,6 +229,12 @@ def _judge(found: Found, plan: Plan) -> list[Verdict]:
             _said_first(one),
             f"target at {one['floor']:g} first",
             first_s is not None and first_s > 0,
+        ),
+        Verdict(
+            "answers above the floor while requests are shed",
+            "none came" if above is None else f"{100 * above:.1f} %",
+            "a step may fill the queue within one batch",
+            None,
         ),
         Verdict(
             "latency of what is shed",

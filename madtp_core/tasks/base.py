@@ -100,7 +100,8 @@ class PrunedModel(ABC):
     def text_geometry(self) -> TextGeometry:
         """Cost geometry of the text tower."""
 
-    def shape_of(self, query: Any) -> Mapping[str, int]:
+    @classmethod
+    def shape_of(cls, query: Any) -> Mapping[str, int]:
         """How many sequences of each kind a query has, where its task's queries differ in that; else {}."""
         return {}
 

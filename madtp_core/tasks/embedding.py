@@ -101,7 +101,8 @@ class EmbeddingModel(PrunedModel):
     def _encode_texts(self, token_ids: Tensor, mask: Tensor, pruning: Pruning | None) -> Encoded:
         """Encode texts alone: token_ids, mask [Q, L] on the model's device."""
 
-    def shape_of(self, query: RetrievalQuery | EmbeddingQuery) -> Mapping[str, int]:
+    @classmethod
+    def shape_of(cls, query: RetrievalQuery | EmbeddingQuery) -> Mapping[str, int]:
         """How many images and texts a query has; subclasses add the pairs that they match."""
         return {VISION: len(query.pixel_values), TEXT: len(query.texts)}
 

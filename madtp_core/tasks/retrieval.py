@@ -43,7 +43,8 @@ class BlipRetrieval(EmbeddingModel):
     def _build_network(self) -> RetrievalNetwork:
         return RetrievalNetwork(self.checkpoint.model, self.checkpoint.alignment)
 
-    def shape_of(self, query: RetrievalQuery | EmbeddingQuery) -> Mapping[str, int]:
+    @classmethod
+    def shape_of(cls, query: RetrievalQuery | EmbeddingQuery) -> Mapping[str, int]:
         matched = query.matched if isinstance(query, RetrievalQuery) else 0
         return {**super().shape_of(query), MATCH: matched}
 

@@ -24,6 +24,8 @@ COMMON = {
     "process_cpu_seconds_total",
     "process_resident_memory_bytes",
     "process_open_fds",
+    "model_process_cpu_seconds_total",
+    "model_process_resident_memory_bytes",
 }
 PARTS_OF_A_HISTOGRAM = ("_bucket", "_sum", "_count")
 
@@ -58,7 +60,7 @@ def metrics_in(query: str) -> set[str]:
     """Metric names of a PromQL query: what looks like one of ours, of a process, or like a recorded rule."""
     without_strings = re.sub(r'"[^"]*"', "", query)
     words = set(re.findall(r"[a-zA-Z_:][\w:]*", without_strings))
-    return {word for word in words if re.match(r"(madtp_|process_|python_|up$)|\w+:", word)}
+    return {word for word in words if re.match(r"(madtp_|model_process_|process_|python_|up$)|\w+:", word)}
 
 
 RECORDED = {rule["record"] for rule in rules() if "record" in rule}

@@ -126,7 +126,7 @@ def test_their_blip_answers_a_batch_as_ours_does_unpruned() -> None:
             geometry=ours.image_geometry,
             image_tokens=1,
             limits=ImageLimits(10**7, 10**7),
-            wants_features=False,
+            features="never",
             asked_s=0.0,
         ).query
         for image, text in zip(pictures, questions, strict=True)

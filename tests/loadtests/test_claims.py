@@ -72,8 +72,8 @@ def test_control_holds_every_cell_against_the_calibrated_setting(bench: Bench, t
     ]
     cell = found["max_keep, 90:10, 4"]
     assert cell["on"]["requests"] == cell["on_against_calibrated"]["samples"] == bench.plan.samples
-    # All full, but for the first, which finds the engine idle, and the last.
-    assert cell["on"]["batch_size"] == (1 + 5 * 16 + 3 * 3) / 24
+    # All full, but for the first, which may find the engine idle, and the last.
+    assert cell["on"]["batch_size"] in {(first**2 + 5 * 16 + (4 - first) ** 2) / 24 for first in range(4)}
     assert len(cell["on"]["windows"]) == 2  # of 24 requests the first 8 settle
     assert cell["calibration"]["mix"] == "natural"
     packed = [found[f"per_instance, 90:10, {size}"]["calibrated"] for size in bench.plan.batch_sizes]
@@ -114,7 +114,7 @@ def test_overload_sheds_and_degrades_and_comes_back(bench: Bench, tmp_path: Path
     assert found["shed_without_retry_after"] == 0
     assert found["failed"] == 0
     assert sum(found["seconds"]["answered"]) == found["answered"]
-    assert len(OVERLOAD.judge({"overload": found}, bench.plan)) == 6
+    assert len(OVERLOAD.judge({"overload": found}, bench.plan)) == 7
 
 
 def test_keep_modes_are_compared_under_the_same_load(bench: Bench, tmp_path: Path) -> None:

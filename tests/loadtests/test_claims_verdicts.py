@@ -131,7 +131,17 @@ def _judged(*seen: overload.Seen, decoded: int | None = None) -> dict[str, bool 
     found = overload.digest(seen, STEP_S, LIMIT_S)
     answered = found["answered"]
     found |= {"floor": 0.4, "images_decoded": answered if decoded is None else decoded}
-    return _said(overload.OVERLOAD.judge({"overload": found}, PLAN))
+    said = _said(overload.OVERLOAD.judge({"overload": found}, PLAN))
+    assert said.pop("answers above the floor while requests are shed") is None  # told, without a bar
+    return said
+
+
+def test_the_share_above_the_floor_is_of_batches_that_began_between_sheds() -> None:
+    later = replace(SHED, sent_s=18.0, finished_s=18.01)
+    above, at = (replace(GOOD, began_s=14.0, is_floor=is_floor) for is_floor in (False, True))
+    found = overload.digest([GOOD, SHED, above, at, at, at, later], STEP_S, LIMIT_S)
+    assert found["above_floor_after_shed"] == 0.25
+    assert overload.digest([GOOD, SHED], STEP_S, LIMIT_S)["above_floor_after_shed"] is None
 
 
 def test_an_overload_as_it_should_be() -> None:

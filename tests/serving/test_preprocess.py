@@ -14,7 +14,7 @@ from madtp_core.difficulty import request_features
 from madtp_core.images import preprocess_image
 from service.errors import ApiError
 from service.job import Prepared
-from service.preprocess import FORMATS, ImageLimits, decode_image, image_bytes, prepare
+from service.preprocess import FORMATS, FeaturesWanted, ImageLimits, decode_image, image_bytes, prepare
 from tests.serving.conftest import encode
 from tests.serving.fakes import GEOMETRY, solid_picture
 
@@ -224,7 +224,7 @@ def test_texts_that_are_no_image(text: str, code: str) -> None:
     assert caught.value.code == code
 
 
-def _prepare(images: list[tuple[str, str | bytes]], *, wants_features: bool = False) -> Prepared:
+def _prepare(images: list[tuple[str, str | bytes]], features: FeaturesWanted = "never") -> Prepared:
     clock = count(start=10, step=2)
     return prepare(
         "vqa",
@@ -234,7 +234,7 @@ def _prepare(images: list[tuple[str, str | bytes]], *, wants_features: bool = Fa
         geometry=GEOMETRY,
         image_tokens=16,
         limits=LIMITS,
-        wants_features=wants_features,
+        features=features,
         asked_s=9.0,
         clock=lambda: float(next(clock)),
     )
@@ -251,8 +251,11 @@ def test_the_query_holds_what_was_asked_and_the_normalised_picture(png: bytes) -
 
 
 def test_features_are_those_of_the_picture_and_the_text_as_sent(png: bytes) -> None:
-    features = _prepare([("image", png)], wants_features=True).features
-    assert features == tuple(request_features([solid_picture()], ["is it red?"]))
+    expected = tuple(request_features([solid_picture()], ["is it red?"]))
+    assert _prepare([("image", png)], "now").features == expected
+    later = _prepare([("image", png)], "later")
+    assert later.features is None and later.find_features is not None
+    assert later.find_features() == expected
 
 
 def test_an_error_names_the_image_at_fault(png: bytes) -> None:

@@ -109,6 +109,14 @@ def test_the_summary_report(client: TestClient, question: dict[str, Any]) -> Non
     }
 
 
+def test_who_is_alone_is_predicted_while_it_runs_and_learned_from(
+    serve: Serve, question: dict[str, Any]
+) -> None:
+    client = serve({"slow": FakeModel(delay_s=0.2)})
+    reports = [client.post("/v1/vqa", json=question).json()["report"] for _ in range(2)]
+    assert [report["difficulty"]["predicted"] for report in reports] == [None, pytest.approx(0.4)]
+
+
 def test_the_full_report_adds_the_lists(client: TestClient, question: dict[str, Any]) -> None:
     report = client.post("/v1/vqa?report=full", json=question).json()["report"]
     assert set(report) == SUMMARY_KEYS

@@ -1,0 +1,210 @@
+"""A model in the model process, as the engine sees it."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from madtp_core.errors import MadtpError
+from service.messages import (
+    CalibrationOf,
+    Call,
+    Drop,
+    Hold,
+    Load,
+    Message,
+    ModelFacts,
+    Readings,
+    Reply,
+    Returned,
+    Run,
+)
+
+if TYPE_CHECKING:
+    from madtp_core.images import ImageGeometry
+    from service.model import Calibration, Pruning
+    from service.model_process import Connected, ModelProcess
+    from service.settings import ModelSource, Settings
+
+Reading = Callable[[], float] | None
+
+
+class RemoteError(RuntimeError):
+    """What a model raised in its process: the type's name and the text of the error there."""
+
+
+class ModelProcessLost(BaseException):
+    """The model process has ended. Not an Exception: the engine's thread ends by it."""
+
+
+class HeldQuery:
+    """A query that the model process holds for as long as this object lives."""
+
+    __slots__ = ("_let_go", "key", "shape")
+
+    def __init__(self, key: int, shape: Mapping[str, int], let_go: Callable[[int], None]) -> None:
+        self.key = key
+        self.shape = shape
+        self._let_go = let_go
+
+    def __del__(self) -> None:
+        self._let_go(self.key)
+
+
+@dataclass(frozen=True)
+class _CacheSummary:
+    """What the model process told of its cache of images."""
+
+    told: dict[str, int]
+
+    def summary(self) -> dict[str, int]:
+        return self.told
+
+
+class RemoteModel:
+    """Has what `service.model.Model` asks for, but runs batches by the names of their tasks.
+
+    `hold` and what is only read may be called from any thread, all else on the engine's.
+    """
+
+    def __init__(self, connection: Connected, close: Callable[[], None]) -> None:
+        self._connection = connection
+        self._close = close
+        self._sending = threading.Lock()
+        self._keys = itertools.count()
+        self._let_go: deque[int] = deque()
+        self._facts: ModelFacts | None = None
+        self._kind: Any = None
+        self.readings: Readings | None = None
+        self.seconds = 0.0
+
+    @classmethod
+    def load(cls, process: ModelProcess, source: ModelSource, settings: Settings) -> RemoteModel:
+        """Has the process load a model; raises MadtpError or RemoteError as loading did."""
+        connection = process.connect(source.name)
+        model = cls(connection, lambda: process.leave(source.name))
+        model._send(Load(source, settings))
+        # Its answers are of these classes: they are imported here while it imports them, too.
+        from madtp_core.tasks import model_class
+
+        model._facts = facts = model._receive()
+        model._kind = model_class(facts.task)
+        return model
+
+    @property
+    def facts(self) -> ModelFacts:
+        assert self._facts is not None, "a model is loaded before it is asked"
+        return self._facts
+
+    @property
+    def task(self) -> str:
+        return self.facts.task
+
+    @property
+    def image_geometry(self) -> ImageGeometry:
+        return self.facts.image_geometry
+
+    @property
+    def pruning(self) -> Pruning | None:
+        return self.facts.pruning
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return self.facts.calibration
+
+    @property
+    def image_cache(self) -> _CacheSummary | None:
+        told = None if self.readings is None else self.readings.image_cache
+        return None if told is None else _CacheSummary(told)
+
+    def gpu_readings(self) -> tuple[Reading, Reading]:
+        """As `service.device.gpu_readings`: what was told with the last answer."""
+        told = self.readings
+        if told is None:
+            return None, None
+        memory_bytes = None if told.gpu_memory_bytes is None else partial(self._told, "gpu_memory_bytes")
+        power_watts = None if told.gpu_power_watts is None else partial(self._told, "gpu_power_watts")
+        return memory_bytes, power_watts
+
+    def _told(self, name: str) -> float:
+        return float(getattr(self.readings, name))
+
+    def describe(self) -> dict[str, Any]:
+        """As the model described itself when it was loaded."""
+        return self.facts.description
+
+    def hold(self, query: Any) -> HeldQuery:
+        """Sends a query ahead; who has the returned object asks for it."""
+        key = next(self._keys)
+        self._send(Hold(key, query))
+        return HeldQuery(key, self._kind.shape_of(query), self._let_go.append)
+
+    def shape_of(self, query: HeldQuery) -> Mapping[str, int]:
+        """How many sequences of each kind a query has."""
+        return query.shape
+
+    def calibration_of(self, shape: Mapping[str, int], keep_mode: str) -> Calibration | None:
+        """The calibration of requests of a shape."""
+        found: Calibration | None = self._call(CalibrationOf(shape, keep_mode))
+        return found
+
+    def run(
+        self,
+        task: str,
+        queries: Sequence[Any],
+        *,
+        prune_temperature: float | Sequence[float],
+        keep_mode: str,
+    ) -> list[Any]:
+        """Answers a batch of a task's queries, held ones or not.
+
+        Raises MadtpError, MemoryError or RemoteError as the model did, or ModelProcessLost.
+        """
+        asked = [query.key if isinstance(query, HeldQuery) else query for query in queries]
+        answers: list[Any] = self._call(Run(task, asked, prune_temperature, keep_mode))
+        return answers
+
+    def close(self) -> None:
+        """The process ends when every model's socket is closed."""
+        self._close()
+
+    def _call(self, call: Call) -> Any:
+        self._send(call)
+        return self._receive()
+
+    def _send(self, message: Message) -> None:
+        try:
+            with self._sending:
+                if keys := self._taken():
+                    self._connection.send(Drop(keys))
+                self._connection.send(message)
+        except OSError as error:
+            raise ModelProcessLost from error
+
+    def _taken(self) -> list[int]:
+        """Keys of queries let go since the last message: a finalizer appends them, whatever it interrupts."""
+        keys = []
+        with suppress(IndexError):
+            while True:
+                keys.append(self._let_go.popleft())
+        return keys
+
+    def _receive(self) -> Any:
+        try:
+            reply: Reply = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise ModelProcessLost from error
+        if isinstance(reply, Returned):
+            self.readings, self.seconds = reply.readings, reply.seconds
+            return reply.value
+        if reply.kind == "refused":
+            raise MadtpError(reply.text)
+        if reply.kind == "memory":
+            raise MemoryError(reply.text)
+        raise RemoteError(f"{reply.type_name}: {reply.text}")
