@@ -127,13 +127,6 @@ class Calibration:
         keep_mode = PER_INSTANCE if PER_INSTANCE in modes or not modes else modes[0]
         return self.temperature_for(sum(self.reachable(1, keep_mode)) / 2, 1, keep_mode)
 
-    def floor(self, keep_mode: str, mix: str = NATURAL) -> float | None:
-        """The smallest measured flops_ratio of a keep mode, None if it was not measured."""
-        return min(
-            (row.flops_ratio for row in self.rows if (row.keep_mode, row.mix) == (keep_mode, mix)),
-            default=None,
-        )
-
     def summary(self) -> dict[str, object]:
         """What was measured, as plain JSON values."""
         ratios = [row.flops_ratio for row in self.rows]

@@ -65,7 +65,7 @@ def create_app(settings: Settings | None = None, models: Mapping[str, Model] | N
     )
     app.state.runtime, app.state.model_process = runtime, process
     app.add_middleware(Door, runtime=runtime)
-    app.add_middleware(ApiKeys, settings=settings)
+    app.add_middleware(ApiKeys, runtime=runtime)
     app.add_middleware(
         RequestGuard, max_body_bytes=settings.max_body_bytes, max_bytes_inside=settings.max_bytes_inside
     )

@@ -10,12 +10,13 @@ from starlette.datastructures import Headers
 
 from service.errors import ApiError
 from service.middleware import error_response
+from service.tasks import asked_task
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from service.settings import Settings
+    from service.runtime import Runtime
 
 _SCHEME = "bearer"
 
@@ -23,8 +24,10 @@ _SCHEME = "bearer"
 class ApiKeys:
     """ASGI middleware: /v1 wants one of the API keys, all else the monitoring key; unset is open."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
         self._app = app
+        self._runtime = runtime
+        settings = runtime.settings
         self._api_keys = _encoded(settings.api_keys)
         self._monitoring_keys = _encoded([settings.monitoring_key] if settings.monitoring_key else [])
 
@@ -34,6 +37,8 @@ class ApiKeys:
             keys = self._api_keys if is_api else self._monitoring_keys
             if keys and not _is_one_of(_token(Headers(scope=scope)), keys):
                 error = ApiError("unauthorized", headers={"www-authenticate": "Bearer"})
+                if (task := asked_task(scope)) is not None:
+                    self._runtime.turn_away(task, scope, error)
                 await error_response(error, scope["state"]["request_id"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers
-
+from service.errors import ApiError
 from service.middleware import error_response
-from service.tasks import TASKS
+from service.tasks import asked_task
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from service.runtime import Runtime
-
-_TASKS = {task.path: name for name, task in TASKS.items()}
 
 
 class Door:
@@ -29,11 +26,9 @@ class Door:
         self._runtime = runtime
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _TASKS:
-            task, state = _TASKS[scope["path"]], scope["state"]
-            if self._runtime.is_full(task):
-                state["job"] = self._runtime.open_job(task, state["request_id"], Headers(scope=scope))
-                error = self._runtime.turn_away(state["job"])
-                await error_response(error, state["request_id"])(scope, receive, send)
-                return
+        if (task := asked_task(scope)) is not None and self._runtime.is_full(task):
+            error = ApiError("overloaded")
+            self._runtime.turn_away(task, scope, error)
+            await error_response(error, scope["state"]["request_id"])(scope, receive, send)
+            return
         await self._app(scope, receive, send)

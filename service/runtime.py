@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from starlette.datastructures import Headers
+
 from service.controller import target_class
 from service.device import gpu_readings
 from service.engine import Engine
@@ -24,6 +26,8 @@ from service.steering import floor_of
 from service.tracing import Tracing
 
 if TYPE_CHECKING:
+    from starlette.types import Scope
+
     from service.model import Model
     from service.schemas import Image, RequestFields
     from service.settings import Settings
@@ -151,12 +155,12 @@ class Runtime:
         able = [] if self.is_draining else self.fleet.able_now(task)
         return bool(able) and all(engine.admission.is_full for engine in able)
 
-    def turn_away(self, job: Job) -> ApiError:
-        """Ends and counts a job that is not let in, and gives its error."""
-        error = ApiError("overloaded")
+    def turn_away(self, task: str, scope: Scope, error: ApiError) -> None:
+        """Starts, counts and ends the record of a request that is not let in."""
+        job = self.open_job(task, scope["state"]["request_id"], Headers(scope=scope))
+        scope["state"]["job"] = job
         self._note_error(job, error)
         self._end(job)
-        return error
 
     @asynccontextmanager
     async def serving(self, job: Job) -> AsyncIterator[None]:

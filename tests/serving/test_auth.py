@@ -33,6 +33,12 @@ def test_every_api_route_wants_a_key(locked: TestClient, method: str, path: str)
     assert locked.request(method, path, json={}, headers=_bearer(KEYS[1])).status_code != 401
 
 
+def test_who_has_no_key_is_counted(locked: TestClient) -> None:
+    locked.post("/v1/vqa", json={})
+    metrics = locked.get("/metrics").text
+    assert 'madtp_requests_total{model="fake",outcome="invalid",task="vqa"} 1.0' in metrics
+
+
 @pytest.mark.parametrize(
     "header",
     ["", "Bearer", "Bearer ", f"Basic {KEYS[0]}", f"Bearer {KEYS[0][:-1]}", f"Bearer {KEYS[0]}x", "Bearer ü"],
