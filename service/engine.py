@@ -23,7 +23,7 @@ from service.job import Job
 from service.job_queue import JobQueue
 from service.model import BatchRecord, Model, image_tokens
 from service.needs import Needs
-from service.remote_model import RemoteModel
+from service.remote_model import ModelProcessLost, RemoteModel
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -128,8 +128,16 @@ class Engine:
         return 1.0 if target.flops_ratio >= 1 else self.needs.mean
 
     def hold(self, query: Any) -> Any:
-        """What stands for a query until it runs: a model in a process of its own is sent it ahead."""
-        return self.model.hold(query) if isinstance(self.model, RemoteModel) else query
+        """What stands for a query until it runs: a model in a process of its own is sent it ahead.
+
+        Raises ApiError where that process has ended.
+        """
+        if not isinstance(self.model, RemoteModel):
+            return query
+        try:
+            return self.model.hold(query)
+        except ModelProcessLost as lost:
+            raise ApiError("engine_failed") from lost
 
     def submit(self, job: Job) -> int:
         """Queues a job and gives the key to cancel it by; raises ApiError when dead, starting or full."""

@@ -155,6 +155,9 @@ def test_an_engine_whose_model_is_lost_answers_everyone_and_ends(
     assert isinstance(ends[1], ApiError) and ends[1].code == "engine_failed"
     wait_until(lambda: deaths == [1])
     assert engine.phase == "failed"
+    with pytest.raises(ApiError) as caught:
+        engine.hold(ask("is it red"))
+    assert caught.value.code == "engine_failed"
 
 
 def test_every_task_answers_as_in_the_servers_process(
