@@ -66,7 +66,7 @@ async def send_planned(
 
     One loop wakes for the next time and starts what is due, so a long plan costs no timers in advance.
     """
-    gc.freeze()  # who holds a model, too, would search it for garbage, and nothing would go out for 0.2 s
+    gc.freeze()  # who holds a model, too, would search it for garbage, and nothing would go out meanwhile
     tasks: list[asyncio.Task[Reply]] = []
     async with open_session(timeout_s) as session:
         for planned in plan:

@@ -46,7 +46,7 @@ class DrainingServer(uvicorn.Server):
         if self._runtime.has_failed or self._is_drained():
             self.should_exit = True
         if not self._is_frozen and self._runtime.phase == "ready":
-            gc.freeze()  # to search all that torch and transformers made for garbage stops everyone for 0.2 s
+            gc.freeze()  # to search all that torch and transformers made for garbage stops everyone for long
             self._is_frozen = True
         return await super().on_tick(counter)
 

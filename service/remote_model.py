@@ -93,7 +93,11 @@ class RemoteModel:
         # Its answers are of these classes: they are imported here while it imports them, too.
         from madtp_core.tasks import model_class
 
-        model._facts = facts = model._receive()
+        try:
+            model._facts = facts = model._receive()
+        except BaseException:
+            model.close()  # nobody else knows of it yet
+            raise
         model._kind = model_class(facts.task)
         return model
 
