@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from ray import serve as ray_serve
@@ -13,6 +12,8 @@ from deploy.ray.local import local_ray
 from loadtests.peers.blip import HuggingFaceBlip, Query
 from loadtests.peers.options import Peer
 from loadtests.peers.wire import picture_bytes, reply
+
+_MAX_ONGOING = 1024  # more than the load tests ever have inside
 
 
 class Blip:
@@ -37,19 +38,19 @@ class Blip:
 
     @ray_serve.batch  # type: ignore[untyped-decorator]
     async def _answer(self, queries: list[Query]) -> list[dict[str, Any]]:
-        # In a thread: in the event loop it would keep the next requests from being prepared: small batches.
-        answers = await asyncio.to_thread(self._model.answer, queries)
+        # In the event loop: beside a thread, every step of every request waits for the interpreter.
+        answers = self._model.answer(queries)
         return [reply(answer, len(queries)) for answer in answers]
 
 
 def serve(peer: Peer, port: int) -> None:
     """Serve on the loopback address until SIGTERM or SIGINT."""
     on_gpu = peer.device.startswith("cuda")
-    # Ray's advice: a replica holds more requests than one batch, so that the next fills while one runs.
+    # A replica holds all who wait: a full one is asked again ever more seldom, and its batches stay small.
     deployment = ray_serve.deployment(
         Blip,
         name="blip",
-        max_ongoing_requests=2 * peer.max_batch_size,
+        max_ongoing_requests=_MAX_ONGOING,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if on_gpu else 0},
     )
     with local_ray(cpus=1, port=port) as stop:

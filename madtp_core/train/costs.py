@@ -74,13 +74,14 @@ class CostsInTurn:
 
     @property
     def saved_temperature(self) -> float:
-        """The temperature that a checkpoint is saved with: of the first cost that prunes."""
-        return self.states[str(self.first_pruned)].prune_temperature
+        """The temperature that a checkpoint is saved with: of the first cost that prunes, or 0."""
+        cost = self.first_pruned
+        return 0.0 if cost is None else self.states[str(cost)].prune_temperature
 
     @property
-    def first_pruned(self) -> Cost:
-        """The first cost that prunes."""
-        return next(cost for cost in self.costs if not cost.is_dense)
+    def first_pruned(self) -> Cost | None:
+        """The first cost that prunes; None where all are dense."""
+        return next((cost for cost in self.costs if not cost.is_dense), None)
 
     def figures(self, step: int, flops_ratio: float) -> dict[str, float]:
         """What to log of a step and to give to `note`."""

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 import yaml
 
+from madtp_core.checkpoint import Checkpoint
 from madtp_core.data.shapes import ShapesVqa
 from madtp_core.data.shapes.scene import Split
 from madtp_core.evaluate import ShapesSamples, evaluate
+from madtp_core.pruning import MAX_KEEP
 from madtp_core.sharing import share_weights
 from madtp_core.tasks import load_model
 from madtp_core.tasks.base import PrunedModel
@@ -77,25 +79,33 @@ class DemoRun:
             first_scene += part["loop"]["steps"] * part["scenes"]
 
     def store(self) -> None:
-        """Write a calibrated checkpoint of every task that was trained; a tower they share is stored once.
+        """Write a checkpoint of every task that was trained, calibrated if it prunes; a shared tower once.
 
         Calibrates what will be served, rounding included; goes on where an interrupted calibration stopped.
         """
         last_stages = {part.get("kind", name): name for name, part in self.recipe["stages"].items()}
-        trained = [task for task in TASKS if (self.work / last_stages[task] / "model").is_dir()]
+        trained = [
+            task
+            for task in TASKS
+            if task in last_stages and (self.work / last_stages[task] / "model").is_dir()
+        ]
         for task in trained:
-            model = self._calibrated(task, self.work / last_stages[task])
+            model = self._finished(task, self.work / last_stages[task])
             model.save_pretrained(self.output / CHECKPOINTS[task], dtype=self._dtype)
         sharing = [self.output / CHECKPOINTS[task] for task in trained if task in ON_TOWER]
         share_weights(sharing, self.output / TOWER, "vision_model.")
 
-    def _calibrated(self, task: str, stage: Path) -> PrunedModel:
-        part, model = self.recipe["calibrate"], load_model(stage / "model")
+    def _finished(self, task: str, stage: Path) -> PrunedModel:
+        """A stage's model, calibrated if it prunes."""
+        model = load_model(stage / "model")
+        if model.pruning is None:
+            return type(model)(model.checkpoint, name=CHECKPOINTS[task])
+        part = self.recipe["calibrate"]
         seed, side = self.recipe["seed"], model.image_geometry.width
         mixes = {
             mix: ShapesSamples(task, "validation", part["samples"], seed, mix, side) for mix in part["mixes"]
         }
-        about = {"temperature": model.pruning and model.pruning.prune_temperature, **part}
+        about = {"temperature": model.pruning.prune_temperature, **part}
         ledger = Ledger(stage / LEDGER_NAME, about)
         table = calibrate(model, mixes, batch_sizes=part["batch_sizes"], ledger=ledger, progress=True)
         return type(model)(replace(model.checkpoint, calibration=table), name=CHECKPOINTS[task])
@@ -124,10 +134,18 @@ class DemoRun:
         return ShapesVqa(self.recipe["seed"], split, length, questions, size, family_weights=family_weights)
 
     def _hooks(self, model: PrunedModel, costs: CostsInTurn) -> Hooks:
-        """Evaluate and save through the served path, with the temperature that training has reached."""
+        """Evaluate and save through the served path, with the temperature that training has reached.
 
-        def save(directory: Path) -> None:
-            config, cost = model.checkpoint.config, costs.first_pruned
+        What was never pruned is saved as a plain model: nothing has taught its alignment tokens.
+        """
+        cost = costs.first_pruned
+
+        def saved() -> Checkpoint:
+            config = model.checkpoint.config
+            if cost is None:
+                return replace(
+                    model.checkpoint, alignment=None, config=replace(config, alignment=None, pruning=None)
+                )
             assert config.pruning is not None
             pruning = replace(
                 config.pruning,
@@ -135,16 +153,18 @@ class DemoRun:
                 prune_temperature=costs.saved_temperature,
                 flops_ratio=cost.flops_ratio,
             )
-            saved = replace(model.checkpoint, config=replace(config, pruning=pruning))
-            type(model)(saved).save_pretrained(directory, dtype=self._dtype)
+            return replace(model.checkpoint, config=replace(config, pruning=pruning))
+
+        def save(directory: Path) -> None:
+            type(model)(saved()).save_pretrained(directory, dtype=self._dtype)
 
         def evaluated() -> Mapping[str, float]:
             side = model.image_geometry.width
             scenes = self.recipe["validation_scenes"]
             samples = ShapesSamples(model.task, "validation", scenes, self.recipe["seed"], image_size=side)
-            cost = costs.first_pruned
+            keep_mode = MAX_KEEP if cost is None else cost.keep_mode
             result = evaluate(
-                model, samples, prune_temperature=costs.saved_temperature, keep_mode=cost.keep_mode
+                model, samples, prune_temperature=costs.saved_temperature, keep_mode=keep_mode
             )
             return result.figures()
 

@@ -115,6 +115,29 @@ def test_every_task_is_stored_with_its_calibration(finished, task):
     assert has_own_tower == (task == "clip")
 
 
+def test_what_is_never_pruned_is_stored_as_a_plain_model(tmp_path):
+    """The start of comparisons: nothing of MADTP in it, nothing to calibrate, and no other task asked for."""
+    dense = {"each": [["dense", 1.0]], "first_temperatures": {}, "ramp_steps": 0, "gain": 1.0}
+    stages = {
+        name: MINIATURE["stages"][name] | {"loop": LOOP | {"steps": 1, "evaluate_every": 1}}
+        for name in ("look", "describe", "vqa")
+    }
+    for name in ("describe", "vqa"):
+        stages[name] |= {"costs": dense, "losses": {"alignment": 0.0}}
+    recipe = {name: part for name, part in MINIATURE.items() if name != "calibrate"} | {"stages": stages}
+    DemoRun(recipe, tmp_path / "work", tmp_path / "out").make(["vqa"])
+    model = load_model(tmp_path / "out" / CHECKPOINTS["vqa"])
+    assert model.checkpoint.alignment is None and model.pruning is None and model.calibration is None
+    assert not (tmp_path / "out" / CHECKPOINTS["vqa"] / "mag.safetensors").exists()
+    lines = map(json.loads, (tmp_path / "work" / "vqa" / "log.jsonl").read_text().splitlines())
+    assert [line["evaluation"]["flops_ratio"] for line in lines if "evaluation" in line] == [1.0]
+
+
+def test_the_recipe_of_the_dense_start_prunes_nothing():
+    stages = read_recipe(RECIPE.with_name("dense.yaml"))["stages"]
+    assert {each for part in stages.values() if "costs" in part for each, _ in part["costs"]["each"]} == {"dense"}
+
+
 def test_tasks_share_the_tower_that_describing_left(finished):
     towers = [
         load_model(finished.work / task / "model").checkpoint.model.vision_model.state_dict()
