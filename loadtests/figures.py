@@ -10,6 +10,7 @@ from loadtests.report import pooled_by_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 _BINS = 40
 _DPI = 110
@@ -60,6 +61,7 @@ def _over_rates(raw: dict[str, Any], axes: Any) -> None:
     goodput.legend(fontsize="small")
     latency.axhline(1000 * raw["limit_s"], linestyle=":", color="grey")
     latency.set_yscale("log")
+    _plain_ticks(latency.yaxis)
     _label(goodput, "Goodput", "offered, requests a second", "good, requests a second")
     _label(latency, "Latency of answers", "offered, requests a second", "p99, ms")
     _label(accuracy, "Accuracy at that goodput", "good, requests a second", "right answers, %")
@@ -95,16 +97,27 @@ def _over_time(raw: dict[str, Any], trial: dict[str, Any], axes: Any) -> None:
     scatter.plot(times_s, latencies_ms, ".", markersize=2)
     scatter.axhline(1000 * limit_s, linestyle=":", color="grey")
     scatter.set_yscale("log")
+    _plain_ticks(scatter.yaxis)
     ordered = sorted(latencies_ms)
     distribution.plot(ordered, [100 * (place + 1) / len(ordered) for place in range(len(ordered))])
     distribution.axvline(1000 * limit_s, linestyle=":", color="grey")
     distribution.set_xscale("log")
+    _plain_ticks(distribution.xaxis)
     sized = [one for one in answered if one.batch_size is not None]
     batches.plot([one.scheduled_s for one in sized], [one.batch_size for one in sized], ".", markersize=2)
     _label(rates, "Requests by what became of them", "scheduled, s", "requests a second")
     _label(scatter, "Latency of answers", "scheduled, s", "ms")
     _label(distribution, "Distribution of latency", "ms", "answers within it, %")
     _label(batches, "Batch that a request ran in", "scheduled, s", "requests")
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5, as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _label(axes: Axes, title: str, below: str, left: str) -> None:

@@ -15,11 +15,11 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.auth import ApiKeys
 from service.body import field_error
-from service.device import load_model
 from service.door import Door
 from service.errors import ApiError
+from service.local_model import LocalModel
 from service.middleware import REQUEST_ID_HEADER, RequestGuard, error_response
-from service.model import Model
+from service.model import Computing, Model
 from service.model_process import ModelProcess
 from service.remote_model import RemoteModel
 from service.routes import build_router
@@ -80,17 +80,13 @@ def create_app(settings: Settings | None = None, models: Mapping[str, Model] | N
 
 def _loaders(
     settings: Settings, models: Mapping[str, Model] | None, process: ModelProcess | None
-) -> dict[str, Callable[[], Model]]:
+) -> dict[str, Callable[[], Computing]]:
     if models is not None:
-        return {name: partial(_loaded, model) for name, model in models.items()}
-    load: Callable[[ModelSource, Settings], Model] = load_model
+        return {name: partial(LocalModel, model, settings.device) for name, model in models.items()}
+    load: Callable[[ModelSource, Settings], Computing] = LocalModel.load
     if process is not None:
         load = partial(RemoteModel.load, process)
     return {model.name: partial(load, model, settings) for model in settings.models}
-
-
-def _loaded(model: Model) -> Model:
-    return model
 
 
 def _cors(settings: Settings) -> dict[str, Any]:

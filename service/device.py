@@ -1,4 +1,4 @@
-"""What needs torch: models loaded onto their device, and what is asked of it."""
+"""What is asked of torch about the device that models compute on."""
 
 from __future__ import annotations
 
@@ -6,35 +6,12 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, cast
 
-if TYPE_CHECKING:
-    from service.model import Model
-    from service.settings import ModelSource, Settings
+Reading = Callable[[], float] | None
+GpuReadings = tuple[Reading, Reading]
 
 
-def load_model(source: ModelSource, settings: Settings) -> Model:
-    """Loads a checkpoint on this thread; torch is first imported here, while the probes already answer."""
-    import torch
-
-    from madtp_core.checkpoint import read_config
-    from madtp_core.config import PruningConfig
-    from madtp_core.image_cache import ImageCache
-    from madtp_core.tasks import load_model as load
-
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    dtype: torch.dtype = getattr(torch, settings.dtype)
-    pruning = None
-    if settings.pruning_method and settings.flops_target < 1 and read_config(source.source).pruning is None:
-        pruning = PruningConfig(settings.pruning_method, options={"flops_ratio": settings.flops_target})
-    model = load(source.source, device=settings.device, dtype=dtype, pruning=pruning)
-    if settings.image_cache_bytes:
-        model.image_cache = ImageCache(settings.image_cache_bytes)
-    return cast("Model", model)
-
-
-def gpu_readings(device: str) -> tuple[Callable[[], float] | None, Callable[[], float] | None]:
+def gpu_readings(device: str) -> GpuReadings:
     """What to ask for the memory that this process uses on a GPU, in bytes, and for its power, in watts.
 
     None for what cannot be told: on a CPU both, without NVIDIA's management library the power.

@@ -21,9 +21,8 @@ from service.health import CheckRecord
 from service.isolation import Isolation
 from service.job import Job
 from service.job_queue import JobQueue
-from service.model import BatchRecord, Model, image_tokens
+from service.model import BatchRecord, Computing, ModelLost, image_tokens
 from service.needs import Needs
-from service.remote_model import ModelProcessLost, RemoteModel
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -45,7 +44,7 @@ class Engine:
     def __init__(
         self,
         name: str,
-        load: Callable[[], Model],
+        load: Callable[[], Computing],
         settings: Settings,
         *,
         on_ready: Callable[[Engine], None] = lambda engine: None,
@@ -55,7 +54,7 @@ class Engine:
     ) -> None:
         self.name = name
         self.phase: Phase = "loading"
-        self.model: Model | None = None
+        self.model: Computing | None = None
         self.tasks: tuple[str, ...] = ()
         self.description: dict[str, Any] | None = None
         self.image_tokens = 1
@@ -130,13 +129,13 @@ class Engine:
     def hold(self, query: Any) -> Any:
         """What stands for a query until it runs: a model in a process of its own is sent it ahead.
 
-        Raises ApiError where that process has ended.
+        Raises ApiError where that process has ended, or nothing was loaded yet.
         """
-        if not isinstance(self.model, RemoteModel):
-            return query
+        if self.model is None:
+            raise self.health() or ApiError("engine_failed")
         try:
             return self.model.hold(query)
-        except ModelProcessLost as lost:
+        except ModelLost as lost:
             raise ApiError("engine_failed") from lost
 
     def submit(self, job: Job) -> int:
@@ -211,7 +210,7 @@ class Engine:
         if phase == "failed":
             self._on_death()
         self.needs.save()
-        if isinstance(self.model, RemoteModel):
+        if self.model is not None:
             self.model.close()
 
     def _serve(self, forward: Forward, jobs: Sequence[Job]) -> None:

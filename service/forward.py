@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.controller import EXACT, Setting, TargetClass, target_class
 from service.job import Job, Served
-from service.model import BatchRecord, Model, run_task, tasks_of, trial_query
-from service.remote_model import RemoteModel
+from service.model import BatchRecord, Computing, tasks_of, trial_query
 from service.steering import floor_of, steering_of
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ STEPS_AN_OCTAVE = 8  # of the prune temperature, where encoded images are kept: 
 class Forward:
     """Runs batches of one loaded model; every method is called on the engine's thread."""
 
-    def __init__(self, name: str, model: Model, settings: Settings, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, model: Computing, settings: Settings, clock: Callable[[], float]) -> None:
         self.steering = steering_of(model, settings)
         self.tasks = tasks_of(model)
         self._name = name
@@ -106,17 +105,12 @@ class Forward:
         """The answers, and how many seconds the model took."""
         is_shared = self._settings.keep_mode == "max_keep"
         temperatures = [setting.prune_temperature for setting in settings]
-        started_s = self._clock()
-        answers = run_task(
-            self._model,
+        answers, taken_s = self._model.run(
             task,
             queries,
             prune_temperature=temperatures[0] if is_shared else temperatures,
             keep_mode=self._settings.keep_mode,
         )
-        taken_s = self._clock() - started_s
-        if isinstance(self._model, RemoteModel):  # not what its answers took on their way
-            taken_s = self._model.seconds
         if len(answers) != len(queries):
             raise RuntimeError(f"the model returned {len(answers)} answers to {len(queries)} queries")
         return answers, taken_s

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from service.controller import Calibration as Controlled
-from service.remote_model import RemoteModel
+from service.device import GpuReadings
 from service.schemas import RequestFields
 from service.tasks import TASKS
 
@@ -37,10 +37,7 @@ class ImageCache(Protocol):
 
 
 class Model(Protocol):
-    """What the service needs to know of a model; every `madtp_core.tasks.base.PrunedModel` is one.
-
-    `run_task` has it answer.
-    """
+    """What the service needs to know of a model; every `madtp_core.tasks.base.PrunedModel` is one."""
 
     @property
     def task(self) -> str: ...
@@ -55,6 +52,40 @@ class Model(Protocol):
     @property
     def image_cache(self) -> ImageCache | None: ...
     def describe(self) -> dict[str, Any]: ...
+
+
+class ModelLost(BaseException):
+    """What computes a model has ended. Not an Exception: the engine's thread ends by it."""
+
+
+class Computing(Model, Protocol):
+    """A model and where it computes: here (`LocalModel`) or in a process of its own (`RemoteModel`).
+
+    `hold` and what is only read may be called from any thread, all else on the engine's.
+    """
+
+    def hold(self, query: Any) -> Any:
+        """What stands for a query until it runs; raises ModelLost."""
+
+    def run(
+        self,
+        task: str,
+        queries: Sequence[Any],
+        *,
+        prune_temperature: float | Sequence[float],
+        keep_mode: str,
+    ) -> tuple[list[Any], float]:
+        """The answers to queries of one of its tasks, held ones or not, and the seconds that it took.
+
+        prune_temperature: one for all or one a query. Raises MadtpError for what the model refuses,
+        ModelLost, and whatever else goes wrong.
+        """
+
+    def gpu_readings(self) -> GpuReadings:
+        """As `service.device.gpu_readings`."""
+
+    def close(self) -> None:
+        """Lets go of what computes it."""
 
 
 @dataclass(frozen=True)
@@ -74,26 +105,6 @@ def tasks_of(model: Model) -> tuple[str, ...]:
     from madtp_core.tasks.plain import plain_task
 
     return tuple(name for name in TASKS if model.task in plain_task(name).models)
-
-
-def run_task(
-    model: Model,
-    task: str,
-    queries: Sequence[Any],
-    *,
-    prune_temperature: float | Sequence[float],
-    keep_mode: str,
-) -> list[Any]:
-    """The answers of a model, wherever it computes, to queries of one of its tasks.
-
-    prune_temperature: one for all or one a query. Raises what the model raises.
-    """
-    from madtp_core.tasks.plain import plain_task
-
-    options: dict[str, Any] = {"prune_temperature": prune_temperature, "keep_mode": keep_mode}
-    if isinstance(model, RemoteModel):
-        return model.run(task, queries, **options)
-    return plain_task(task).predict(model, queries, **options)
 
 
 def image_tokens(model: Model) -> int:

@@ -18,14 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from madtp_core.errors import MadtpError
-from service.device import free_memory, gpu_readings, is_out_of_memory, load_model
+from service.device import GpuReadings, free_memory, is_out_of_memory
+from service.local_model import LocalModel
 from service.logs import configure_logging
 from service.messages import (
     CalibrationOf,
@@ -43,7 +43,7 @@ from service.messages import (
 )
 
 if TYPE_CHECKING:
-    from service.model import Model
+    from service.model import Computing
     from service.settings import ModelSource, Settings
 
     Connected = Connection[Any, Any]
@@ -60,15 +60,15 @@ class ModelHost:
     """One model and who asks it: a thread reads, so that queries arrive while the model computes."""
 
     def __init__(
-        self, connection: Connected, load: Callable[[ModelSource, Settings], Model] = load_model
+        self, connection: Connected, load: Callable[[ModelSource, Settings], Computing] = LocalModel.load
     ) -> None:
         self._connection = connection
         self._load_model = load
-        self._model: Model | None = None
-        self._device = "cpu"
+        self._model: Computing | None = None
         self._queries: dict[int, Any] = {}
         self._calls: SimpleQueue[Call | None] = SimpleQueue()
-        self._gpu: tuple[float | None, float | None] = None, None
+        self._gpu_readings: GpuReadings = None, None
+        self._gpu: tuple[float | None, float | None] = None, None  # memory in bytes, power in watts
         self._gpu_due_s = 0.0
 
     def read(self) -> None:
@@ -125,27 +125,29 @@ class ModelHost:
 
     def _load(self, call: Load) -> ModelFacts:
         configure_logging(call.settings.log_level)
-        self._device = call.settings.device
         self._model = model = self._load_model(call.source, call.settings)
+        self._gpu_readings = model.gpu_readings()
         gc.freeze()  # what a model is made of need not be searched for garbage
         return ModelFacts(
             model.task, model.image_geometry, model.pruning, model.calibration, model.describe()
         )
 
     def _run(self, call: Run) -> list[Any]:
-        from madtp_core.tasks.plain import plain_task
-
+        assert self._model is not None, "a model is loaded before it is asked"
         queries = [self._queries[each] if isinstance(each, int) else each for each in call.queries]
-        return plain_task(call.task).predict(
-            self._model, queries, prune_temperature=call.prune_temperature, keep_mode=call.keep_mode
+        answers, _ = self._model.run(
+            call.task, queries, prune_temperature=call.prune_temperature, keep_mode=call.keep_mode
         )
+        return answers
 
     def _read(self) -> Readings:
         cache_of = None if self._model is None else self._model.image_cache
         summary = None if cache_of is None else cache_of.summary()
         now_s = time.monotonic()
         if now_s >= self._gpu_due_s:
-            self._gpu, self._gpu_due_s = _gpu(self._device), now_s + GPU_PERIOD_S
+            memory_bytes, power_watts = self._gpu_readings
+            self._gpu = memory_bytes and memory_bytes(), power_watts and power_watts()
+            self._gpu_due_s = now_s + GPU_PERIOD_S
         return Readings(*self._gpu, summary)
 
 
@@ -213,15 +215,6 @@ def _raised(error: Exception) -> Raised:
     if kind == "failed":
         logger.error("the model raised", exc_info=error)
     return Raised(kind, type(error).__name__, str(error))  # type: ignore[arg-type]
-
-
-def _gpu(device: str) -> tuple[float | None, float | None]:
-    """Memory in bytes and power in watts, now."""
-    memory_bytes, power_watts = _gpu_readings(device)
-    return (None if memory_bytes is None else memory_bytes(), None if power_watts is None else power_watts())
-
-
-_gpu_readings = cache(gpu_readings)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from madtp_core.errors import MadtpError
+from service.device import GpuReadings
 from service.messages import (
     CalibrationOf,
     Call,
@@ -25,6 +26,7 @@ from service.messages import (
     Returned,
     Run,
 )
+from service.model import ModelLost
 
 if TYPE_CHECKING:
     from madtp_core.images import ImageGeometry
@@ -32,15 +34,9 @@ if TYPE_CHECKING:
     from service.model_process import Connected, ModelProcess
     from service.settings import ModelSource, Settings
 
-Reading = Callable[[], float] | None
-
 
 class RemoteError(RuntimeError):
     """What a model raised in its process: the type's name and the text of the error there."""
-
-
-class ModelProcessLost(BaseException):
-    """The model process has ended. Not an Exception: the engine's thread ends by it."""
 
 
 class HeldQuery:
@@ -68,10 +64,7 @@ class _CacheSummary:
 
 
 class RemoteModel:
-    """Has what `service.model.Model` asks for, but runs batches by the names of their tasks.
-
-    `hold` and what is only read may be called from any thread, all else on the engine's.
-    """
+    """A `service.model.Computing` whose model the model process holds."""
 
     def __init__(self, connection: Connected, close: Callable[[], None]) -> None:
         self._connection = connection
@@ -82,7 +75,7 @@ class RemoteModel:
         self._facts: ModelFacts | None = None
         self._kind: Any = None
         self.readings: Readings | None = None
-        self.seconds = 0.0
+        self._seconds = 0.0
 
     @classmethod
     def load(cls, process: ModelProcess, source: ModelSource, settings: Settings) -> RemoteModel:
@@ -127,7 +120,7 @@ class RemoteModel:
         told = None if self.readings is None else self.readings.image_cache
         return None if told is None else _CacheSummary(told)
 
-    def gpu_readings(self) -> tuple[Reading, Reading]:
+    def gpu_readings(self) -> GpuReadings:
         """As `service.device.gpu_readings`: what was told with the last answer."""
         told = self.readings
         if told is None:
@@ -165,14 +158,11 @@ class RemoteModel:
         *,
         prune_temperature: float | Sequence[float],
         keep_mode: str,
-    ) -> list[Any]:
-        """Answers a batch of a task's queries, held ones or not.
-
-        Raises MadtpError, MemoryError or RemoteError as the model did, or ModelProcessLost.
-        """
+    ) -> tuple[list[Any], float]:
+        """As `Computing.run`, without what answers took on their way; others' errors come as RemoteError."""
         asked = [query.key if isinstance(query, HeldQuery) else query for query in queries]
         answers: list[Any] = self._call(Run(task, asked, prune_temperature, keep_mode))
-        return answers
+        return answers, self._seconds
 
     def close(self) -> None:
         """The process ends when every model's socket is closed."""
@@ -189,7 +179,7 @@ class RemoteModel:
                     self._connection.send(Drop(keys))
                 self._connection.send(message)
         except OSError as error:
-            raise ModelProcessLost from error
+            raise ModelLost from error
 
     def _taken(self) -> list[int]:
         """Keys of queries let go since the last message: a finalizer appends them, whatever it interrupts."""
@@ -203,9 +193,9 @@ class RemoteModel:
         try:
             reply: Reply = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise ModelProcessLost from error
+            raise ModelLost from error
         if isinstance(reply, Returned):
-            self.readings, self.seconds = reply.readings, reply.seconds
+            self.readings, self._seconds = reply.readings, reply.seconds
             return reply.value
         if reply.kind == "refused":
             raise MadtpError(reply.text)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 from starlette.datastructures import Headers
 
 from service.controller import target_class
-from service.device import gpu_readings
 from service.engine import Engine
 from service.errors import ApiError
 from service.fetch import ImageFetcher
@@ -21,14 +20,13 @@ from service.fleet import Fleet
 from service.job import Job
 from service.metrics import Metrics, ModelFacts
 from service.preprocess import FeaturesWanted, ImageLimits, is_url, load_decoders, prepare, request_tokens
-from service.remote_model import RemoteModel
 from service.steering import floor_of
 from service.tracing import Tracing
 
 if TYPE_CHECKING:
     from starlette.types import Scope
 
-    from service.model import Model
+    from service.model import Computing
     from service.schemas import Image, RequestFields
     from service.settings import Settings
 
@@ -47,7 +45,7 @@ class Runtime:
     def __init__(
         self,
         settings: Settings,
-        loaders: Mapping[str, Callable[[], Model]],
+        loaders: Mapping[str, Callable[[], Computing]],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -107,10 +105,8 @@ class Runtime:
 
     def _announce(self, engine: Engine) -> None:
         """Called on the engine's thread when its model is warm."""
-        if isinstance(engine.model, RemoteModel):
-            memory_bytes, power_watts = engine.model.gpu_readings()
-        else:
-            memory_bytes, power_watts = gpu_readings(self.settings.device)
+        assert engine.model is not None, "a model that is warm was loaded"
+        memory_bytes, power_watts = engine.model.gpu_readings()
         self.metrics.add_model(
             ModelFacts(
                 model=engine.name,

@@ -47,7 +47,7 @@ ONLY_IN = {
     "httpcore": ("service/fetch.py",),
     "opentelemetry": ("service/tracing.py",),
 }
-TORCH_IN_SERVICE = ("service/device.py", "service/preprocess.py")
+TORCH_IN_SERVICE = ("service/device.py", "service/local_model.py", "service/preprocess.py")
 ENVIRONMENT_IN = ("service/settings.py", "madtp_core/train/")
 # Decide on integers, floats and clocks: not even through another module of the service do they load torch.
 _PLAIN = "batcher waiting cut budget isolation controller control degradation job job_queue difficulty"

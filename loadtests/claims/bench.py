@@ -15,7 +15,7 @@ from loadtests.scenario import Scenario, Task
 from loadtests.server import serving
 from madtp_core.checkpoint import read_config
 from madtp_core.evaluate import ShapesSamples
-from service.device import load_model
+from service.local_model import LocalModel
 from service.model import Model
 from service.settings import ModelSource, Settings, load_settings
 
@@ -111,7 +111,7 @@ class Bench:
 
     def load(self, checkpoint: str) -> Model:
         """A checkpoint in this process, as the service loads it."""
-        return load_model(ModelSource(Path(checkpoint).name, checkpoint), self.settings())
+        return LocalModel.load(ModelSource(Path(checkpoint).name, checkpoint), self.settings()).model
 
     def settings(self, **changes: Any) -> Settings:
         """Settings of an engine in this process; of the environment nothing but bad names matters."""

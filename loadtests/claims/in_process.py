@@ -24,6 +24,7 @@ from madtp_core.evaluate.scores import MEASURES, score
 from service.controller import target_class
 from service.engine import Engine
 from service.job import Job, Prepared, Served
+from service.local_model import LocalModel
 from service.model import Model
 from service.preprocess import ImageLimits, prepare
 from service.settings import Settings
@@ -54,22 +55,19 @@ class Answered:
         return Outlay.of(self.served.spent)
 
 
-class PacedModel:
+class PacedModel(LocalModel):
     """A model whose batch ends only when `may_end`: so the next one finds the queue that it should find."""
 
     def __init__(self, model: Model) -> None:
-        self._model: Any = model
+        super().__init__(model)
         self.may_end: Callable[[], bool] = lambda: True
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def predict(self, queries: Sequence[Any], **options: Any) -> list[Any]:
+    def run(self, task: str, queries: Sequence[Any], **options: Any) -> tuple[list[Any], float]:
         """The model's own answers."""
-        answers: list[Any] = self._model.predict(queries, **options)
+        ran = super().run(task, queries, **options)
         while not self.may_end():
             time.sleep(_POLL_S)
-        return answers
+        return ran
 
 
 @dataclass

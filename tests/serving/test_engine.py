@@ -18,6 +18,7 @@ from service.controller import EXACT, TargetClass
 from service.engine import Engine
 from service.errors import ApiError
 from service.job import Job, Prepared
+from service.local_model import LocalModel
 from service.model import BatchRecord
 from tests.serving.conftest import MakeSettings, wait_until
 from tests.serving.fakes import FakeModel
@@ -85,7 +86,12 @@ class Start:
         settings = self._make_settings(**{"max_batch_wait_s": 0.0, "warm_up_s": 0.0} | options)
         clocks = {"clock": clock} if clock else {}
         engine = Engine(
-            "fake", lambda: model, settings, on_batch=self.batches.append, on_death=self.died.set, **clocks
+            "fake",
+            lambda: LocalModel(model, **clocks),
+            settings,
+            on_batch=self.batches.append,
+            on_death=self.died.set,
+            **clocks,
         )
         engine.start()
         self._stack.callback(engine.stop, 10.0)
@@ -415,7 +421,7 @@ def test_warm_up_runs_growing_batches_dense_ones_too_and_no_more_than_allowed(
     make_settings: MakeSettings,
 ) -> None:
     model = FakeModel()
-    engine = Engine("fake", lambda: model, make_settings(max_batch_size=6))
+    engine = Engine("fake", lambda: LocalModel(model), make_settings(max_batch_size=6))
     engine.start()
     wait_until(lambda: engine.phase == "ready")
     engine.stop(10.0)
@@ -451,7 +457,7 @@ def test_a_dying_engine_answers_everyone_and_says_so(start: Start, model: FakeMo
 
 
 def test_a_checkpoint_that_does_not_load_is_a_dead_engine(make_settings: MakeSettings) -> None:
-    def load() -> FakeModel:
+    def load() -> LocalModel:
         raise CheckpointError("no such directory")
 
     died = threading.Event()

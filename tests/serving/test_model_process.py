@@ -24,9 +24,10 @@ from service.device import is_out_of_memory
 from service.engine import Engine
 from service.errors import ApiError
 from service.job import Job, Prepared
-from service.model import Model, run_task, tasks_of, trial_query
+from service.local_model import LocalModel
+from service.model import Model, ModelLost, tasks_of, trial_query
 from service.model_process import Connected, ModelHost, ModelProcess
-from service.remote_model import ModelProcessLost, RemoteError, RemoteModel
+from service.remote_model import RemoteError, RemoteModel
 from service.settings import ModelSource, Settings
 from tests.serving.conftest import MakeSettings, ready_client, wait_until
 from tests.serving.fakes import FakeModel
@@ -57,11 +58,11 @@ class ProcessOfThreads:
     def leave(self, name: str) -> None:
         self.ours[name].close()
 
-    def _load(self, source: ModelSource, settings: Settings) -> Model:
+    def _load(self, source: ModelSource, settings: Settings) -> LocalModel:
         model = self._models[source.name]
         if isinstance(model, Exception):
             raise model
-        return cast(Model, model)
+        return LocalModel(model)
 
 
 @contextmanager
@@ -88,7 +89,7 @@ def test_held_and_sent_queries_are_answered_in_the_order_of_the_batch(
 ) -> None:
     with remote(make_settings(), model) as (far, _):
         first, last = far.hold(ask("is it red")), far.hold(ask("is it blue"))
-        answers = far.run("vqa", [last, ask("is it green"), first], **DENSE)
+        answers, _ = far.run("vqa", [last, ask("is it green"), first], **DENSE)
     assert [answer.answer for answer in answers] == ["blue", "green", "red"]
     assert (far.task, far.image_geometry, far.describe()) == (
         model.task,
@@ -107,7 +108,7 @@ def test_a_query_is_held_for_as_long_as_somebody_may_ask_for_it(
         gc.collect()
         far.run("vqa", [held], **DENSE)  # tells what was let go before
         wait_until(lambda: len(host._queries) == 1)
-        assert far.run("vqa", [held], **DENSE)[0].answer == "red"
+        assert far.run("vqa", [held], **DENSE)[0][0].answer == "red"
 
 
 def test_errors_keep_their_kind_and_the_next_batch_is_answered(
@@ -124,7 +125,7 @@ def test_errors_keep_their_kind_and_the_next_batch_is_answered(
             with pytest.raises(MemoryError) as caught:
                 far.run("vqa", [ask("is it red")], **DENSE)
         assert is_out_of_memory(caught.value)
-        assert far.run("vqa", [ask("is it red")], **DENSE)[0].answer == "red"
+        assert far.run("vqa", [ask("is it red")], **DENSE)[0][0].answer == "red"
 
 
 def test_a_model_that_cannot_be_loaded_says_why(make_settings: MakeSettings) -> None:
@@ -170,8 +171,8 @@ def test_every_task_is_answered_as_in_the_servers_process(
     with remote(make_settings(), here) as (far, _):
         for task in tasks_of(far):
             query = trial_query(far, task)
-            answers = run_task(far, task, [far.hold(query), query], **DENSE)
-            expected = run_task(here, task, [query, query], **DENSE)
+            answers, _ = far.run(task, [far.hold(query), query], **DENSE)
+            expected, _ = LocalModel(here).run(task, [query, query], **DENSE)
             shown = plain_task(task).shown
             assert [shown(answer) for answer in answers] == [shown(answer) for answer in expected]
 
@@ -225,5 +226,5 @@ def test_the_process_ends_when_the_server_has_left_all_its_models(
     assert b.run("vqa", [ask("is it red", side=64)], **DENSE)
     b.close()
     assert not Path(f"/proc/{process.pid()}").exists()
-    with pytest.raises(ModelProcessLost):
+    with pytest.raises(ModelLost):
         b.run("vqa", [ask("is it red", side=64)], **DENSE)

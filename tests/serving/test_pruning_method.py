@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from madtp_core.checkpoint import Checkpoint, save_checkpoint
-from service.device import load_model
 from service.forward import Forward
 from service.job import Job, Prepared
+from service.local_model import LocalModel
 from service.model import trial_query
 from service.settings import ModelSource, Settings
 
@@ -24,7 +24,7 @@ def plain(vqa_checkpoint: Checkpoint, tmp_path: Path) -> ModelSource:
 
 
 def spent(source: ModelSource, settings: Settings) -> float:
-    model = load_model(source, settings)
+    model = LocalModel.load(source, settings)
     forward = Forward("plain", model, settings, time.monotonic)
     job = Job("r", "vqa", "plain", arrived_s=0.0, deadline_s=inf, target=forward.usual_target())
     job.note_prepared(Prepared(trial_query(model, "vqa"), 1, 64.0, None, 0.0, 0.0, 0.0))
@@ -39,7 +39,7 @@ def test_without_a_method_it_is_dense(plain: ModelSource) -> None:
 @pytest.mark.parametrize("method", ["evit", "tome"])
 def test_a_chosen_method_prunes_it_to_the_target(plain: ModelSource, method: str) -> None:
     settings = Settings(pruning_method=method, flops_target=0.8)
-    assert load_model(plain, settings).pruning.method == method
+    assert LocalModel.load(plain, settings).pruning.method == method
     assert spent(plain, settings) == pytest.approx(0.8, abs=0.1)  # the decoder is never pruned
 
 
@@ -50,4 +50,4 @@ def test_a_target_of_one_is_dense_whatever_the_method(plain: ModelSource) -> Non
 def test_madtp_weights_go_before_the_method(vqa_checkpoint: Checkpoint, tmp_path: Path) -> None:
     save_checkpoint(vqa_checkpoint, tmp_path / "trained")
     source = ModelSource("trained", str(tmp_path / "trained"))
-    assert load_model(source, Settings(pruning_method="evit")).pruning.method == "madtp"
+    assert LocalModel.load(source, Settings(pruning_method="evit")).pruning.method == "madtp"
