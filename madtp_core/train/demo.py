@@ -163,9 +163,7 @@ class DemoRun:
             scenes = self.recipe["validation_scenes"]
             samples = ShapesSamples(model.task, "validation", scenes, self.recipe["seed"], image_size=side)
             keep_mode = MAX_KEEP if cost is None else cost.keep_mode
-            result = evaluate(
-                model, samples, prune_temperature=costs.saved_temperature, keep_mode=keep_mode
-            )
+            result = evaluate(model, samples, prune_temperature=costs.saved_temperature, keep_mode=keep_mode)
             return result.figures()
 
         return Hooks(evaluated, save)
