@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -40,7 +41,7 @@ _COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it succeeded, 2 for an error the user can repair."""
+    """Run one command; 0 when it succeeded, 2 for an error the user can repair, 1 when nobody reads on."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(prog="madtp", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -49,7 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         code: int = args.run(args)
+        sys.stdout.flush()
         return code
+    except BrokenPipeError:  # as by `| head`; what is left to write would fail once more at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except MadtpError as error:
         print(f"madtp: {error}", file=sys.stderr)
         return 2

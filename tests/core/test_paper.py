@@ -1,5 +1,9 @@
 """The paper's five uncompressed models, and our formulas on a case small enough for paper and pencil."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from madtp_core.flops import (
@@ -105,3 +109,13 @@ def test_a_decoder_may_read_a_memory_of_another_width() -> None:
 def test_linear_layers_one_after_another() -> None:
     assert linear_macs(3, 5, 2, rows=4) == 4 * (15 + 10)
     assert linear_macs(3, 5) == 15
+
+
+def test_a_reader_who_has_gone_is_no_error():
+    """As of `madtp flops | head`."""
+    code = "import sys; from madtp_core.cli import main; sys.exit(main(['flops']))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    told = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (told.returncode, told.stderr) == (1, "")
