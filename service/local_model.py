@@ -7,20 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from service.device import GpuReadings, gpu_readings
-from service.model import Calibration, ImageCache, Model, Pruning
+from service.model import Calibration, ImageCache, Known, KnownModel, Model
 
 if TYPE_CHECKING:
-    from madtp_core.images import ImageGeometry
     from service.settings import ModelSource, Settings
 
 
-class LocalModel:
+class LocalModel(KnownModel):
     """A `service.model.Computing` around any `Model`."""
 
     def __init__(
         self, model: Model, device: str = "cpu", clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.model = model
+        self.known = Known.of(model)
         self._device = device
         self._clock = clock
 
@@ -53,27 +53,8 @@ class LocalModel:
         return cls(cast(Model, model), settings.device)
 
     @property
-    def task(self) -> str:
-        return self.model.task
-
-    @property
-    def image_geometry(self) -> ImageGeometry:
-        return self.model.image_geometry
-
-    @property
-    def pruning(self) -> Pruning | None:
-        return self.model.pruning
-
-    @property
-    def calibration(self) -> Calibration | None:
-        return self.model.calibration
-
-    @property
     def image_cache(self) -> ImageCache | None:
         return self.model.image_cache
-
-    def describe(self) -> dict[str, Any]:
-        return self.model.describe()
 
     def shape_of(self, query: Any) -> Mapping[str, int]:
         return self.model.shape_of(query)

@@ -11,28 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from madtp_core.images import ImageGeometry
-    from service.model import Calibration, Pruning
     from service.settings import ModelSource, Settings
 
 
 @dataclass(frozen=True)
 class Load:
-    """The first message: answered by `ModelFacts`."""
+    """The first message: answered by `service.model.Known`."""
 
     source: ModelSource
     settings: Settings
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What does not change of a model."""
-
-    task: str
-    image_geometry: ImageGeometry
-    pruning: Pruning | None
-    calibration: Calibration | None
-    description: dict[str, Any]
 
 
 @dataclass(frozen=True)

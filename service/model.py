@@ -54,6 +54,47 @@ class Model(Protocol):
     def describe(self) -> dict[str, Any]: ...
 
 
+@dataclass(frozen=True)
+class Known:
+    """What does not change of a model."""
+
+    task: str
+    image_geometry: ImageGeometry
+    pruning: Pruning | None
+    calibration: Calibration | None
+    description: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: Model) -> Known:
+        return cls(model.task, model.image_geometry, model.pruning, model.calibration, model.describe())
+
+
+class KnownModel:
+    """Those parts of a `Model` that do not change; `known` is there once it was loaded."""
+
+    known: Known
+
+    @property
+    def task(self) -> str:
+        return self.known.task
+
+    @property
+    def image_geometry(self) -> ImageGeometry:
+        return self.known.image_geometry
+
+    @property
+    def pruning(self) -> Pruning | None:
+        return self.known.pruning
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return self.known.calibration
+
+    def describe(self) -> dict[str, Any]:
+        """As the model described itself when it was loaded."""
+        return self.known.description
+
+
 class ModelLost(BaseException):
     """What computes a model has ended. Not an Exception: the engine's thread ends by it."""
 

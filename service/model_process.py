@@ -34,13 +34,13 @@ from service.messages import (
     Hold,
     Load,
     Message,
-    ModelFacts,
     Raised,
     Readings,
     Reply,
     Returned,
     Run,
 )
+from service.model import Known
 
 if TYPE_CHECKING:
     from service.model import Computing
@@ -123,14 +123,12 @@ class ModelHost:
                 assert self._model is not None, "a model is loaded before it is asked"
                 return self._model.calibration_of(call.shape, call.keep_mode)
 
-    def _load(self, call: Load) -> ModelFacts:
+    def _load(self, call: Load) -> Known:
         configure_logging(call.settings.log_level)
         self._model = model = self._load_model(call.source, call.settings)
         self._gpu_readings = model.gpu_readings()
         gc.freeze()  # what a model is made of need not be searched for garbage
-        return ModelFacts(
-            model.task, model.image_geometry, model.pruning, model.calibration, model.describe()
-        )
+        return Known.of(model)
 
     def _run(self, call: Run) -> list[Any]:
         assert self._model is not None, "a model is loaded before it is asked"

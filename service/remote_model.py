@@ -20,17 +20,15 @@ from service.messages import (
     Hold,
     Load,
     Message,
-    ModelFacts,
     Readings,
     Reply,
     Returned,
     Run,
 )
-from service.model import ModelLost
+from service.model import KnownModel, ModelLost
 
 if TYPE_CHECKING:
-    from madtp_core.images import ImageGeometry
-    from service.model import Calibration, Pruning
+    from service.model import Calibration
     from service.model_process import Connected, ModelProcess
     from service.settings import ModelSource, Settings
 
@@ -63,7 +61,7 @@ class _CacheSummary:
         return self.told
 
 
-class RemoteModel:
+class RemoteModel(KnownModel):
     """A `service.model.Computing` whose model the model process holds."""
 
     def __init__(self, connection: Connected, close: Callable[[], None]) -> None:
@@ -72,7 +70,6 @@ class RemoteModel:
         self._sending = threading.Lock()
         self._keys = itertools.count()
         self._let_go: deque[int] = deque()
-        self._facts: ModelFacts | None = None
         self._kind: Any = None
         self.readings: Readings | None = None
         self._seconds = 0.0
@@ -87,33 +84,12 @@ class RemoteModel:
         from madtp_core.tasks import model_class
 
         try:
-            model._facts = facts = model._receive()
+            model.known = model._receive()
         except BaseException:
             model.close()  # nobody else knows of it yet
             raise
-        model._kind = model_class(facts.task)
+        model._kind = model_class(model.task)
         return model
-
-    @property
-    def facts(self) -> ModelFacts:
-        assert self._facts is not None, "a model is loaded before it is asked"
-        return self._facts
-
-    @property
-    def task(self) -> str:
-        return self.facts.task
-
-    @property
-    def image_geometry(self) -> ImageGeometry:
-        return self.facts.image_geometry
-
-    @property
-    def pruning(self) -> Pruning | None:
-        return self.facts.pruning
-
-    @property
-    def calibration(self) -> Calibration | None:
-        return self.facts.calibration
 
     @property
     def image_cache(self) -> _CacheSummary | None:
@@ -131,10 +107,6 @@ class RemoteModel:
 
     def _told(self, name: str) -> float:
         return float(getattr(self.readings, name))
-
-    def describe(self) -> dict[str, Any]:
-        """As the model described itself when it was loaded."""
-        return self.facts.description
 
     def hold(self, query: Any) -> HeldQuery:
         """Sends a query ahead; who has the returned object asks for it."""
