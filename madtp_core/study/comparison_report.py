@@ -25,9 +25,9 @@ from madtp_core.study.figures import (
 )
 
 REFERENCES: Final = {
-    "methods": "madtp",
-    "branches": "madtp, vision and language",
-    "tis": "S_self & S_token & S_cls",
+    "methods": ("madtp", "madtp:vision", "madtp:text"),
+    "branches": ("madtp, vision and language",),
+    "tis": ("S_self & S_token & S_cls",),
 }
 _HEAD: Final = (
     "reduction",
@@ -36,7 +36,6 @@ _HEAD: Final = (
     "flops_ratio",
     "multiply-adds, M",
     "against dense",
-    "{reference}",
 )
 _NOTE: Final = (
     "Accuracy times 100, ± standard deviation over seeds. Differences: paired, ± half the 95 % interval over "
@@ -76,20 +75,24 @@ def _names(cells: Cells, model: str, is_trained: bool) -> list[str]:
 
 
 def _table(cells: Cells, model: str, is_trained: bool) -> str:
-    reference = REFERENCES[cells.study]
+    names = _names(cells, model, is_trained)
+    references = [name for name in REFERENCES[cells.study] if name in names]
     dense = runs(cells, model, DENSE, 1.0, False)
-    head = [
-        part.format(measure=cells.models[model]["measure"], reference=f"{reference} − it") for part in _HEAD
-    ]
-    rows = [["0", DENSE, with_spread(dense), *_cost(dense, 1.0), EMPTY, EMPTY]] if dense else []
+    head = [part.format(measure=cells.models[model]["measure"]) for part in _HEAD]
+    head += [f"{reference} − it" for reference in references]
+    rows = [["0", DENSE, with_spread(dense), *_cost(dense, 1.0), *[EMPTY] * (1 + len(references))]]
+    rows = rows if dense else []
     for wanted in sorted(cells.values("flops_ratio", model=model, is_trained=is_trained), reverse=True):
-        best = runs(cells, model, reference, wanted, is_trained)
-        for name in _names(cells, model, is_trained):
+        for name in names:
             own = runs(cells, model, name, wanted, is_trained)
             if own:
                 against = difference(dense, own) if dense else EMPTY
-                lead = _lead(best, own) if name != reference else EMPTY
-                rows.append([f"{1 - wanted:.3g}", name, with_spread(own), *_cost(own, wanted), against, lead])
+                leads = [
+                    EMPTY if name == one else _lead(runs(cells, model, one, wanted, is_trained), own)
+                    for one in references
+                ]
+                cost = _cost(own, wanted)
+                rows.append([f"{1 - wanted:.3g}", name, with_spread(own), *cost, against, *leads])
     return table(head, rows)
 
 

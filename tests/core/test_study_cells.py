@@ -139,6 +139,23 @@ def test_methods_are_compared_at_equal_cost_only(tmp_path):
         assert image.width > 500
 
 
+def test_methods_stand_beside_madtp_on_their_branch_too(tmp_path):
+    cells, add = comparison(tmp_path)
+    add("madtp", run(0.25, 0.5, [1, 0, 0, 0]))
+    add("tome:vision", run(0.5, 0.5, [1, 1, 0, 0]))
+    add("madtp:vision", run(0.75, 0.5, [1, 1, 1, 0]))
+    publish(cells, tmp_path)
+    head, *rows = table_rows(tmp_path, "**Fine-tuned")
+    leads = {row[1]: [told.split(" ")[0] for told in row[6:]] for row in rows[1:5]}
+    assert head[6:] == ["madtp − it", "madtp:vision − it"]
+    assert leads == {
+        "dense": ["–", "–"],
+        "madtp": ["–", "+50.00"],
+        "tome:vision": ["-25.00", "+25.00"],
+        "madtp:vision": ["-50.00", "–"],
+    }
+
+
 def test_branches_are_drawn_as_rows_without_labels_too(tmp_path):
     cells, add = comparison(tmp_path, "branches")
     add("madtp, vision and language", run(None), is_trained=False, seed=None)
