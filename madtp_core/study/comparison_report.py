@@ -10,6 +10,7 @@ from madtp_core.study.compare import DENSE
 from madtp_core.study.drawing import Curve, Panel
 from madtp_core.study.figures import (
     COST,
+    COST_WIDTH,
     EMPTY,
     difference,
     is_near,
@@ -40,7 +41,7 @@ _HEAD: Final = (
 _NOTE: Final = (
     "Accuracy times 100, ± standard deviation over seeds. Differences: paired, ± half the 95 % interval over "
     "samples, then seed by seed. (!): more than 3 % off the wanted multiply-adds, which are out of reach or "
-    "were missed by the search; pairs so far apart are not compared."
+    "were missed by the search. A pair farther apart than that says at which cost."
 )
 
 
@@ -99,9 +100,8 @@ def _table(cells: Cells, model: str, is_trained: bool) -> str:
 def _lead(reference: Sequence[Found], own: Sequence[Found]) -> str:
     if not reference:
         return EMPTY
-    if not is_near(mean_ratio(own), mean_ratio(reference)):
-        return "not at equal cost"
-    return difference(own, reference)
+    lead, cost = difference(own, reference), mean_ratio(reference) / mean_ratio(own)
+    return lead if is_near(cost, 1.0) else f"{lead} at {cost:.2f} x its cost"
 
 
 def _cost(own: Sequence[Found], wanted: float) -> list[str]:
@@ -127,7 +127,7 @@ def _curves(cells: Cells, model: str) -> Panel:
                 )
             )
     level = percent(runs(cells, model, DENSE, 1.0, False))
-    return Panel(model, COST, measured(cells.models[model]), curves, level=level)
+    return Panel(model, COST, measured(cells.models[model]), curves, level=level, least_width=COST_WIDTH)
 
 
 def _rows(cells: Cells, model: str) -> Panel:

@@ -38,7 +38,8 @@ class Panel:
     """Curves on one pair of axes.
 
     names: of the rows 0, 1, ... where y is one and the spread lies along x. level: a horizontal line, or a
-    vertical one where rows are named. ticks: of an x that is drawn by its logarithm to base 2.
+    vertical one where rows are named. ticks: of an x that is drawn by its logarithm to base 2. least_width:
+    what x spans at the least, so that points which are alike look alike.
     """
 
     title: str
@@ -48,6 +49,7 @@ class Panel:
     names: Sequence[str] = ()
     level: float | None = None
     ticks: Sequence[int] = ()
+    least_width: float = 0.0
 
 
 def draw(panels: Sequence[Panel], path: Path, columns: int = 2) -> None:
@@ -103,6 +105,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
     if panel.ticks:
         axes.set_xscale("log", base=2)
         axes.set_xticks(panel.ticks, list(map(str, panel.ticks)))
+    left, right = axes.get_xlim()
+    if right - left < panel.least_width:
+        axes.set_xlim((left + right - panel.least_width) / 2, (left + right + panel.least_width) / 2)
     axes.set_xlabel(panel.x, fontsize=9)
     axes.set_ylabel(panel.y, fontsize=9)
     axes.set_title(panel.title, fontsize=10)

@@ -13,6 +13,7 @@ from madtp_core.study.cells import Found
 NEAR: Final = 0.03  # of a flops_ratio: what is farther apart is not compared as equal
 EMPTY: Final = "–"
 COST: Final = "multiply-adds / dense"
+COST_WIDTH: Final = 0.2  # what an axis of it spans at the least
 _TWO_SIDED_95: Final = 1.96
 
 

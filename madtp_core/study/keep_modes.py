@@ -16,6 +16,7 @@ from madtp_core.study.cells import Cells, Found
 from madtp_core.study.drawing import Curve, Panel
 from madtp_core.study.figures import (
     COST,
+    COST_WIDTH,
     EMPTY,
     difference,
     mean_ratio,
@@ -125,7 +126,7 @@ def panels(cells: Cells) -> list[Panel]:
                     is_dashed = mode == PER_INSTANCE
                     curves.append(Curve(f"{trained}, {mode}", dots, spreads, colour, is_dashed))
         level = percent([found for _, found in cells.of(model=model, trained=DENSE)])
-        drawn.append(Panel(model, COST, measured(about), curves, level=level))
+        drawn.append(Panel(model, COST, measured(about), curves, level=level, least_width=COST_WIDTH))
     return drawn
 
 

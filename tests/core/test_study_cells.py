@@ -7,6 +7,7 @@ from PIL import Image
 
 from madtp_core.errors import ConfigError
 from madtp_core.study import Cells, publish
+from madtp_core.study.drawing import Curve, Panel, _draw, new_figure
 from madtp_core.study.figures import difference, is_near, paired, ratio, with_spread
 
 
@@ -122,7 +123,7 @@ def comparison(directory, study="methods", **about):
     return cells, add
 
 
-def test_methods_are_compared_at_equal_cost_only(tmp_path):
+def test_methods_are_compared_at_equal_cost_or_told_at_which(tmp_path):
     cells, add = comparison(tmp_path)
     add("stp", run(0.5, 0.49, [1, 1, 0, 0]))
     add("madtp", run(0.75, 0.5, [1, 1, 1, 0]))
@@ -132,7 +133,7 @@ def test_methods_are_compared_at_equal_cost_only(tmp_path):
     trained = {row[1]: row for row in table_rows(tmp_path, "**Fine-tuned")[2:6]}
     assert trained["stp"][2:4] == ["50.00", "0.490"] and trained["stp"][6].startswith("+25.00 ± ")
     assert trained["madtp"][5].startswith("-25.00") and trained["madtp"][6] == "–"
-    assert trained["tome"][3] == "0.550 (!)" and trained["tome"][6] == "not at equal cost"
+    assert trained["tome"][3] == "0.550 (!)" and trained["tome"][6].endswith("at 0.91 x its cost")
     assert trained["dense"][4] == "5.0"
     assert "Training-free" in (tmp_path / "table.md").read_text()
     with Image.open(tmp_path / "plot.png") as image:
@@ -154,6 +155,13 @@ def test_methods_stand_beside_madtp_on_their_branch_too(tmp_path):
         "tome:vision": ["-25.00", "+25.00"],
         "madtp:vision": ["-50.00", "–"],
     }
+
+
+def test_costs_that_are_alike_look_alike():
+    axes = new_figure(2, 2).subplots()
+    _draw(axes, Panel("tiny", "x", "y", [Curve("a", [(0.499, 1), (0.5, 2)])], least_width=0.2))
+    left, right = axes.get_xlim()
+    assert right - left == pytest.approx(0.2) and (left + right) / 2 == pytest.approx(0.4995)
 
 
 def test_branches_are_drawn_as_rows_without_labels_too(tmp_path):
