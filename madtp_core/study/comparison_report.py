@@ -70,9 +70,14 @@ def runs(cells: Cells, model: str, variant: str, wanted: float, is_trained: bool
     return [cell for _, cell in sorted(found, key=lambda one: one[0]["seed"] or 0)]
 
 
+def _variants(cells: Cells) -> list[str]:
+    """Those of the study, in one order for all its models, so that they look alike everywhere."""
+    return [name for name in cells.values("variant") if name != DENSE]
+
+
 def _names(cells: Cells, model: str, is_trained: bool) -> list[str]:
-    names = cells.values("variant", model=model, is_trained=is_trained)
-    return [name for name in names if name != DENSE]
+    measured_here = cells.values("variant", model=model, is_trained=is_trained)
+    return [name for name in _variants(cells) if name in measured_here]
 
 
 def _table(cells: Cells, model: str, is_trained: bool) -> str:
@@ -81,8 +86,9 @@ def _table(cells: Cells, model: str, is_trained: bool) -> str:
     dense = runs(cells, model, DENSE, 1.0, False)
     head = [part.format(measure=cells.models[model]["measure"]) for part in _HEAD]
     head += [f"{reference} − it" for reference in references]
-    rows = [["0", DENSE, with_spread(dense), *_cost(dense, 1.0), *[EMPTY] * (1 + len(references))]]
-    rows = rows if dense else []
+    rows = []
+    if dense:
+        rows.append(["0", DENSE, with_spread(dense), *_cost(dense, 1.0), *[EMPTY] * (1 + len(references))])
     for wanted in sorted(cells.values("flops_ratio", model=model, is_trained=is_trained), reverse=True):
         for name in names:
             own = runs(cells, model, name, wanted, is_trained)
@@ -110,7 +116,7 @@ def _cost(own: Sequence[Found], wanted: float) -> list[str]:
 
 
 def _curves(cells: Cells, model: str) -> Panel:
-    names = list(dict.fromkeys(_names(cells, model, True) + _names(cells, model, False)))
+    variants = _variants(cells)
     curves = []
     for is_trained in (True, False):
         ratios = sorted(cells.values("flops_ratio", model=model, is_trained=is_trained))
@@ -122,7 +128,7 @@ def _curves(cells: Cells, model: str) -> Panel:
                     name if is_trained else f"{name}, training-free",
                     [(mean_ratio(own), mean) for own, mean in known],
                     [100 * spread(own) for own, _ in known],
-                    names.index(name),
+                    variants.index(name),
                     is_dashed=not is_trained,
                 )
             )

@@ -7,6 +7,7 @@ from PIL import Image
 
 from madtp_core.errors import ConfigError
 from madtp_core.study import Cells, publish
+from madtp_core.study.comparison_report import panels
 from madtp_core.study.drawing import Curve, Panel, _draw, new_figure
 from madtp_core.study.figures import difference, is_near, paired, ratio, with_spread
 
@@ -114,8 +115,8 @@ def comparison(directory, study="methods", **about):
     cells = Cells(directory, study)
     cells.begin("tiny", {"task": "vqa", "measure": "accuracy", "batch_size": 16, **about})
 
-    def add(variant, found, wanted=0.5, is_trained=True, seed=0):
-        at = {"model": "tiny", "variant": variant, "flops_ratio": wanted, "keep_mode": "max_keep",
+    def add(variant, found, wanted=0.5, is_trained=True, seed=0, model="tiny"):
+        at = {"model": model, "variant": variant, "flops_ratio": wanted, "keep_mode": "max_keep",
               "is_trained": is_trained, "seed": seed}  # fmt: skip
         cells.measured(at, lambda: found)
 
@@ -155,6 +156,18 @@ def test_methods_stand_beside_madtp_on_their_branch_too(tmp_path):
         "tome:vision": ["-25.00", "+25.00"],
         "madtp:vision": ["-50.00", "–"],
     }
+
+
+def test_a_method_looks_alike_in_all_models(tmp_path):
+    cells, add = comparison(tmp_path)
+    cells.begin("other", {"measure": "accuracy"})
+    for model, order in {"tiny": ("madtp", "stp", "tome"), "other": ("tome", "madtp")}.items():
+        for variant in order:
+            add(variant, run(0.5), model=model)
+    drawn = [{curve.label: curve.colour for curve in panel.curves} for panel in panels(cells)]
+    assert drawn == [{"madtp": 0, "stp": 1, "tome": 2}, {"madtp": 0, "tome": 2}]
+    publish(cells, tmp_path)
+    assert [row[1] for row in table_rows(tmp_path, "### other")[2:]] == ["madtp", "tome"]
 
 
 def test_costs_that_are_alike_look_alike():
