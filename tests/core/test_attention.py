@@ -190,8 +190,8 @@ def test_working_in_parts_changes_nothing(
         parts, signals = attend(*qkv, tokens, needs)
     for row in range(BATCH):
         n = real(tokens, row)
-        torch.testing.assert_close(parts[row, :n], whole[row, :n], atol=1e-6, rtol=0)
-        torch.testing.assert_close(signals.keys[row, :n], expected.keys[row, :n], atol=1e-6, rtol=0)
+        torch.testing.assert_close(parts[row, :n], whole[row, :n], atol=5e-6, rtol=0)
+        torch.testing.assert_close(signals.keys[row, :n], expected.keys[row, :n], atol=5e-6, rtol=0)
         for name in SCORED - {KEYS}:
             ours, theirs = (getattr(s, name)[row, ..., :n] for s in (signals, expected))
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
@@ -208,10 +208,10 @@ def test_packed_equals_padded(
     padded_context, padded_signals = attend(*qkv, tokens, needs)
     with torch.set_grad_enabled(with_grad):
         context, signals = attend(*(packed.to_layout(x) for x in qkv), packed, needs)
-    torch.testing.assert_close(context, packed.to_layout(padded_context), atol=1e-6, rtol=0)
+    torch.testing.assert_close(context, packed.to_layout(padded_context), atol=5e-6, rtol=0)
     if needs:
-        torch.testing.assert_close(signals.received, padded_signals.received, atol=1e-6, rtol=0)
-        torch.testing.assert_close(signals.keys, padded_signals.keys, atol=1e-6, rtol=0)
+        torch.testing.assert_close(signals.received, padded_signals.received, atol=5e-6, rtol=0)
+        torch.testing.assert_close(signals.keys, padded_signals.keys, atol=5e-6, rtol=0)
 
 
 @pytest.mark.parametrize("is_masked", [True, False])
@@ -222,7 +222,7 @@ def test_the_fused_kernel_equals_the_explicit_softmax(qkv: Qkv, is_masked: bool)
     with torch.no_grad():
         fused = cross_attend(query[:, :5], key, value, mask)
     assert explicit.shape == (BATCH, 5, HEADS * WIDTH)
-    torch.testing.assert_close(fused, explicit, atol=1e-6, rtol=0)
+    torch.testing.assert_close(fused, explicit, atol=5e-6, rtol=0)
     expected = loop_context(loop_probs(query[1, :5], key[1, :4]), value[1, :4])
     if is_masked:
         torch.testing.assert_close(fused[1].double(), expected, atol=1e-5, rtol=0)
@@ -263,4 +263,4 @@ def test_causal_attention_with_a_cache_equals_without(qkv: Qkv, new_tokens: int,
     with torch.set_grad_enabled(with_grad):
         cached = causal_attend(query[:, -new_tokens:], key, value)
         whole = causal_attend(query, key, value)
-    torch.testing.assert_close(cached, whole[:, -new_tokens:], atol=1e-6, rtol=0)
+    torch.testing.assert_close(cached, whole[:, -new_tokens:], atol=5e-6, rtol=0)
