@@ -58,7 +58,7 @@ def test_aligned_features_equal_a_loop_and_leave_padding_out() -> None:
     features = aligned_features(queries, alignment.token_attention(queries), mask)
     for row, length in enumerate(lengths):
         expected = loop_features(queries[row, :length], alignment.tokens)
-        torch.testing.assert_close(features[row].double(), expected, atol=5e-6, rtol=0)
+        torch.testing.assert_close(features[row].double(), expected, atol=1e-6, rtol=0)
 
 
 def test_alignment_loss_reads_directions_only() -> None:

@@ -109,7 +109,7 @@ def test_each_row_attends_to_its_own_sequence(reader: tuple[int, ...] | None, wa
     read = range(4) if reader is None else reader
     spans = [(own, memories[index]) for own, index in zip(spans_of(LENGTHS), read, strict=True)]
     context = attend_runs(query, key, value, runs_of(LENGTHS, MEMORIES, reader))
-    torch.testing.assert_close(context, row_by_row(query, key, value, spans), atol=5e-6, rtol=0)
+    torch.testing.assert_close(context, row_by_row(query, key, value, spans), atol=1e-6, rtol=0)
 
 
 def test_the_kernel_is_called_as_torch_declares_it() -> None:
@@ -160,7 +160,7 @@ def test_a_packed_memory_reads_as_a_padded_one(
         read = packed_.read(query, tokens, 0)
     assert read.shape == tokens.hidden.shape
     real = ... if tokens.is_packed else tokens.mask
-    torch.testing.assert_close(read[real], trained[real], atol=5e-6, rtol=0)
+    torch.testing.assert_close(read[real], trained[real], atol=1e-6, rtol=0)
 
 
 class Splits:
